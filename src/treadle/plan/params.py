@@ -1,0 +1,496 @@
+"""ParamBlock ABI v1: the packed layout of every op's parameters, declared once.
+
+Every field is four bytes (u32 or f32), little-endian, in order of declaration, padded to eight bytes at the end.
+`native/contract/params.hpp` mirrors these structs; `check_abi` compares both sides when a backend loads.
+A published (opcode, version) layout never changes: a change is a new version with an `upgrade` from the last.
+Optional features are off at 0 unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Annotated, ClassVar, Self, get_type_hints
+
+import msgspec
+
+from treadle.errors import InvalidParamBlockABI
+from treadle.plan.ir import DType, Opcode, ParamBlock
+
+MAX_PAYLOAD = 256
+HEADER = struct.Struct("<BBHI")
+
+U32 = Annotated[int, "I"]
+F32 = Annotated[float, "f"]
+
+
+class Activation(IntEnum):
+    SILU = 0
+    GELU = 1
+    """Exact, by erf."""
+    GELU_TANH = 2
+    RELU = 3
+    RELU2 = 4
+    """relu(x)^2."""
+    TANH = 5
+    SIGMOID = 6
+    IDENTITY = 7
+    SWIGLU_CLAMPED = 8
+    """gate' = min(gate, limit), up' = clip(up, -limit, limit); (up' + 1) * gate' * sigmoid(alpha * gate')."""
+
+
+class RopeStyle(IntEnum):
+    HALF = 0
+    """Pairs (i, i + rotary_dim/2)."""
+    INTERLEAVED = 1
+    """Pairs (2i, 2i + 1)."""
+
+
+class QKNorm(IntEnum):
+    NONE = 0
+    RMS_PER_HEAD = 1
+    LAYERNORM_PER_HEAD = 2
+    """Weights are [heads, head_dim]: each head has its own gain."""
+    RMS_WHOLE = 3
+    """Over the whole projection, before it is split into heads."""
+
+
+class RouterScore(IntEnum):
+    SOFTMAX_THEN_TOPK = 0
+    TOPK_THEN_SOFTMAX = 1
+    SIGMOID = 2
+
+
+class GroupScore(IntEnum):
+    MAX = 0
+    SUM_TOP2 = 1
+
+
+class MambaNorm(IntEnum):
+    NONE = 0
+    GATED_RMS = 1
+    """Mamba-2: rmsnorm(y * silu(z))."""
+    RMS_DT_B_C = 2
+    """Mamba-1 variants that normalise dt, B and C."""
+
+
+class Pooling(IntEnum):
+    MEAN = 0
+    CLS = 1
+    LAST = 2
+
+
+class Params(msgspec.Struct, frozen=True):
+    """Base of all parameter structs. `dims()` names the sizes that the op's shapes refer to."""
+
+    OPCODE: ClassVar[Opcode]
+    VERSION: ClassVar[int] = 1
+
+    def dims(self) -> dict[str, int]:
+        return {}
+
+    def state_page_bytes(self, page_tokens: int) -> int:
+        """Bytes of one page of this op's state; 0 for ops without state."""
+        return 0
+
+    def pack(self) -> ParamBlock:
+        values = [getattr(self, name) for name, _ in layout(type(self))]
+        try:
+            payload = _codec(type(self)).pack(*values)
+        except struct.error as error:
+            raise InvalidParamBlockABI(f"{self.OPCODE.name.lower()}: {error} in {self}") from None
+        return ParamBlock(self.VERSION, self.OPCODE, payload)
+
+    @classmethod
+    def unpack(cls, block: ParamBlock) -> Self:
+        codec = _codec(cls)
+        if len(block.payload) != codec.size:
+            raise InvalidParamBlockABI(
+                f"{cls.OPCODE.name.lower()} params v{cls.VERSION}: payload of {len(block.payload)} bytes, "
+                f"expected {codec.size}"
+            )
+        if any(block.payload[4 * len(cls.__struct_fields__) :]):
+            raise InvalidParamBlockABI(f"{cls.OPCODE.name.lower()} params v{cls.VERSION}: padding is not zero")
+        return cls(*codec.unpack(block.payload))
+
+
+def layout(cls: type[Params]) -> tuple[tuple[str, str], ...]:
+    """(field, struct format) in order; field i lies at byte 4*i."""
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple((name, hints[name].__metadata__[0]) for name in cls.__struct_fields__)
+
+
+def _codec(cls: type[Params]) -> struct.Struct:
+    fields = layout(cls)
+    return struct.Struct("<" + "".join(code for _, code in fields) + ("4x" if len(fields) % 2 else ""))
+
+
+def header(block: ParamBlock) -> bytes:
+    """The eight bytes before the payload: u8 abi_version, u8 opcode, u16 payload_size, u32 zero."""
+    return HEADER.pack(block.abi_version, block.opcode, len(block.payload), 0)
+
+
+class RMSNormParams(Params, frozen=True):
+    OPCODE = Opcode.RMSNORM
+    eps: F32
+    gain_offset: F32 = 0.0
+    """Added to the gain (Gemma: 1)."""
+
+
+class LayerNormParams(Params, frozen=True):
+    OPCODE = Opcode.LAYERNORM
+    eps: F32
+    gain_offset: F32 = 0.0
+
+
+class AttentionParams(Params, frozen=True):
+    OPCODE = Opcode.MULTIHEAD_ATTENTION
+    num_heads: U32
+    num_kv_heads: U32
+    head_dim: U32
+    v_head_dim: U32
+    scale: F32
+    """Multiplies q.k before softcap and mask."""
+    causal: U32 = 1
+    window: U32 = 0
+    """0: no window. Causal: keys in (pos - window, pos]. Not causal: |pos - key| < window."""
+    rotary_dim: U32 = 0
+    """Leading dims of each head that are rotated."""
+    rope_style: U32 = RopeStyle.HALF
+    rope_scale: F32 = 1.0
+    """Multiplies cos and sin (YaRN's attention factor)."""
+    softcap: F32 = 0.0
+    """s -> softcap * tanh(s / softcap)."""
+    qk_norm: U32 = QKNorm.NONE
+    qk_norm_eps: F32 = 0.0
+    qk_norm_gain_offset: F32 = 0.0
+    qkv_clip: F32 = 0.0
+    """Clamp of the projections to [-clip, clip]."""
+    output_gate: U32 = 0
+    """1: the attention output is multiplied by sigmoid(x @ gate^T)."""
+    kv_dtype: U32 = DType.F32
+
+    def dims(self) -> dict[str, int]:
+        return {
+            "q_dim": self.num_heads * self.head_dim,
+            "k_dim": self.num_kv_heads * self.head_dim,
+            "v_dim": self.num_kv_heads * self.v_head_dim,
+            "o_dim": self.num_heads * self.v_head_dim,
+            "head_dim": self.head_dim,
+            "heads": self.num_heads,
+            "kv_heads": self.num_kv_heads,
+            "rope_half": self.rotary_dim // 2,
+            "q_norm_dim": self.head_dim if self.qk_norm == QKNorm.RMS_PER_HEAD else self.num_heads * self.head_dim,
+            "k_norm_dim": self.head_dim if self.qk_norm == QKNorm.RMS_PER_HEAD else self.num_kv_heads * self.head_dim,
+        }
+
+    def state_page_bytes(self, page_tokens: int) -> int:
+        width = {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(self.kv_dtype), 0)
+        return page_tokens * self.num_kv_heads * (self.head_dim + self.v_head_dim) * width
+
+
+class SwiGLUParams(Params, frozen=True):
+    OPCODE = Opcode.SWIGLU
+    intermediate: U32
+    gated: U32 = 1
+    activation: U32 = Activation.SILU
+    alpha: F32 = 0.0
+    limit: F32 = 0.0
+    """alpha and limit serve SWIGLU_CLAMPED."""
+
+    def dims(self) -> dict[str, int]:
+        return {"intermediate": self.intermediate}
+
+
+class MoEParams(Params, frozen=True):
+    OPCODE = Opcode.MOE
+    num_experts: U32
+    experts_per_token: U32
+    intermediate: U32
+    gated: U32 = 1
+    activation: U32 = Activation.SILU
+    alpha: F32 = 0.0
+    limit: F32 = 0.0
+    router_score: U32 = RouterScore.SOFTMAX_THEN_TOPK
+    normalise: U32 = 0
+    """1: the chosen experts' weights are divided by their sum + normalise_eps."""
+    normalise_eps: F32 = 0.0
+    routed_scale: F32 = 1.0
+    num_groups: U32 = 1
+    top_groups: U32 = 1
+    group_score: U32 = GroupScore.MAX
+    shared_intermediate: U32 = 0
+
+    def dims(self) -> dict[str, int]:
+        return {
+            "experts": self.num_experts,
+            "intermediate": self.intermediate,
+            "shared_intermediate": self.shared_intermediate,
+            "one": 1,
+        }
+
+
+class MambaParams(Params, frozen=True):
+    OPCODE = Opcode.MAMBA_MIXER
+    generation: U32
+    """1: Mamba (selective scan per channel), 2: Mamba-2 (SSD, one decay a head)."""
+    inner: U32
+    state: U32
+    conv_width: U32
+    dt_rank: U32 = 0
+    heads: U32 = 0
+    groups: U32 = 1
+    norm: U32 = MambaNorm.NONE
+    norm_groups: U32 = 1
+    norm_eps: F32 = 0.0
+    dt_min: F32 = 0.0
+    dt_max: F32 = float("inf")
+    activation: U32 = Activation.SILU
+
+    def _conv_channels(self) -> int:
+        return self.inner if self.generation == 1 else self.inner + 2 * self.groups * self.state
+
+    def dims(self) -> dict[str, int]:
+        conv = self._conv_channels()
+        return {
+            "inner": self.inner,
+            "state": self.state,
+            "conv_width": self.conv_width,
+            "conv_channels": conv,
+            "in_dim": 2 * self.inner if self.generation == 1 else self.inner + conv + self.heads,
+            "x_dim": self.dt_rank + 2 * self.state,
+            "dt_rank": self.dt_rank,
+            "decays": self.inner * self.state if self.generation == 1 else self.heads,
+            "dt_dim": self.inner if self.generation == 1 else self.heads,
+        }
+
+    def state_page_bytes(self, page_tokens: int) -> int:
+        return 4 * (self._conv_channels() * (self.conv_width - 1) + self.inner * self.state)
+
+
+class ShortConvParams(Params, frozen=True):
+    OPCODE = Opcode.SHORTCONV
+    inner: U32
+    conv_width: U32
+
+    def dims(self) -> dict[str, int]:
+        return {"inner": self.inner, "in_dim": 3 * self.inner, "conv_width": self.conv_width}
+
+    def state_page_bytes(self, page_tokens: int) -> int:
+        return 4 * self.inner * (self.conv_width - 1)
+
+
+class MLAParams(Params, frozen=True):
+    OPCODE = Opcode.MLA_ATTENTION
+    num_heads: U32
+    q_lora_rank: U32
+    """0: q is projected directly."""
+    kv_lora_rank: U32
+    nope_dim: U32
+    rope_dim: U32
+    v_head_dim: U32
+    scale: F32
+    norm_eps: F32
+    rope_style: U32 = RopeStyle.INTERLEAVED
+    rope_scale: F32 = 1.0
+    causal: U32 = 1
+    kv_dtype: U32 = DType.F32
+
+    def dims(self) -> dict[str, int]:
+        return {
+            "q_dim": self.num_heads * (self.nope_dim + self.rope_dim),
+            "q_lora": self.q_lora_rank,
+            "kv_a_dim": self.kv_lora_rank + self.rope_dim,
+            "kv_lora": self.kv_lora_rank,
+            "kv_b_dim": self.num_heads * (self.nope_dim + self.v_head_dim),
+            "o_dim": self.num_heads * self.v_head_dim,
+            "rope_half": self.rope_dim // 2,
+        }
+
+    def state_page_bytes(self, page_tokens: int) -> int:
+        width = {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(self.kv_dtype), 0)
+        return page_tokens * (self.kv_lora_rank + self.rope_dim) * width
+
+
+class GatedDeltaNetParams(Params, frozen=True):
+    OPCODE = Opcode.GATED_DELTA_NET
+    num_k_heads: U32
+    num_v_heads: U32
+    k_head_dim: U32
+    v_head_dim: U32
+    conv_width: U32
+    norm_eps: F32
+    activation: U32 = Activation.SILU
+
+    def dims(self) -> dict[str, int]:
+        conv = 2 * self.num_k_heads * self.k_head_dim + self.num_v_heads * self.v_head_dim
+        return {
+            "conv_channels": conv,
+            "inner": self.num_v_heads * self.v_head_dim,
+            "v_heads": self.num_v_heads,
+            "v_head_dim": self.v_head_dim,
+            "conv_width": self.conv_width,
+        }
+
+    def state_page_bytes(self, page_tokens: int) -> int:
+        conv = self.dims()["conv_channels"] * (self.conv_width - 1)
+        return 4 * (conv + self.num_v_heads * self.k_head_dim * self.v_head_dim)
+
+
+class EmbeddingParams(Params, frozen=True):
+    OPCODE = Opcode.EMBEDDING
+    vocab: U32
+    scale: F32 = 1.0
+    """Multiplies the table's row (not the position and type rows)."""
+    max_positions: U32 = 0
+    position_offset: U32 = 0
+    """Row of the position table for position 0 (RoBERTa: 2)."""
+    types: U32 = 0
+
+    def dims(self) -> dict[str, int]:
+        return {"vocab": self.vocab, "positions": self.max_positions, "types": self.types}
+
+
+class ResidualAddParams(Params, frozen=True):
+    OPCODE = Opcode.RESIDUAL_ADD
+    scale: F32 = 1.0
+    """out = a + scale * b."""
+
+
+class LMHeadParams(Params, frozen=True):
+    OPCODE = Opcode.LM_HEAD
+    vocab: U32
+    scale: F32 = 1.0
+    """Multiplies the logits, before softcap."""
+    softcap: F32 = 0.0
+
+    def dims(self) -> dict[str, int]:
+        return {"vocab": self.vocab}
+
+
+class PoolParams(Params, frozen=True):
+    OPCODE = Opcode.POOL
+    out_dim: U32
+    pooling: U32 = Pooling.MEAN
+    normalise: U32 = 0
+    """1: L2-normalised."""
+    head_activation: U32 = Activation.IDENTITY
+    """Applied after the optional dense layer."""
+    norm_eps: F32 = 0.0
+    out_activation: U32 = Activation.IDENTITY
+
+    def dims(self) -> dict[str, int]:
+        return {"out": self.out_dim}
+
+
+class VisionPatchEmbedParams(Params, frozen=True):
+    OPCODE = Opcode.VISION_PATCH_EMBED
+    patch_size: U32
+    temporal_patch_size: U32
+    channels: U32
+    grid_positions: U32 = 0
+    """Rows of the learned position table; 0: none."""
+
+    def dims(self) -> dict[str, int]:
+        return {
+            "patch": self.channels * self.temporal_patch_size * self.patch_size * self.patch_size,
+            "grid": self.grid_positions,
+        }
+
+
+class VisionSpatialMergeParams(Params, frozen=True):
+    OPCODE = Opcode.VISION_SPATIAL_MERGE
+    merge: U32
+    hidden: U32
+    intermediate: U32
+    norm_eps: F32
+    norm_after_merge: U32 = 0
+    activation: U32 = Activation.GELU
+
+    def dims(self) -> dict[str, int]:
+        merged = self.hidden * self.merge * self.merge
+        return {
+            "hidden": self.hidden,
+            "merged_dim": merged,
+            "intermediate": self.intermediate,
+            "norm_dim": merged if self.norm_after_merge else self.hidden,
+        }
+
+
+class VisionDeepstackExtractParams(Params, frozen=True):
+    OPCODE = Opcode.VISION_DEEPSTACK_EXTRACT
+    merge: U32
+    hidden: U32
+    intermediate: U32
+    norm_eps: F32
+    norm_after_merge: U32 = 1
+    activation: U32 = Activation.GELU
+
+    def dims(self) -> dict[str, int]:
+        merged = self.hidden * self.merge * self.merge
+        return {
+            "hidden": self.hidden,
+            "merged_dim": merged,
+            "intermediate": self.intermediate,
+            "norm_dim": merged if self.norm_after_merge else self.hidden,
+        }
+
+
+class VisionScatterParams(Params, frozen=True):
+    OPCODE = Opcode.VISION_SCATTER
+    placeholder: U32
+    """Token id whose rows are replaced, in order, by the vision rows."""
+
+
+PARAMS: Mapping[tuple[Opcode, int], type[Params]] = {
+    (cls.OPCODE, cls.VERSION): cls
+    for cls in (
+        RMSNormParams,
+        AttentionParams,
+        SwiGLUParams,
+        MoEParams,
+        MambaParams,
+        ShortConvParams,
+        MLAParams,
+        EmbeddingParams,
+        ResidualAddParams,
+        GatedDeltaNetParams,
+        LayerNormParams,
+        LMHeadParams,
+        PoolParams,
+        VisionPatchEmbedParams,
+        VisionSpatialMergeParams,
+        VisionDeepstackExtractParams,
+        VisionScatterParams,
+    )
+}
+"""Every published layout."""
+
+
+def unpack(block: ParamBlock) -> Params:
+    """The parameters of a block. Raises InvalidParamBlockABI for an unknown version or a wrong size."""
+    cls = PARAMS.get((block.opcode, block.abi_version))
+    if cls is None:
+        known = sorted(version for opcode, version in PARAMS if opcode == block.opcode)
+        raise InvalidParamBlockABI(
+            f"{Opcode(block.opcode).name.lower()}: params version {block.abi_version} is unknown; known: {known}"
+        )
+    return cls.unpack(block)
+
+
+def abi() -> dict[str, list[tuple[str, str, int]]]:
+    """{"opcode.version": [(field, type code, byte offset), ...]}: what the native core must agree with."""
+    return {
+        f"{opcode.value}.{version}": [(name, code, 4 * i) for i, (name, code) in enumerate(layout(cls))]
+        for (opcode, version), cls in PARAMS.items()
+    }
+
+
+def check_abi(native: Mapping[str, list[tuple[str, str, int]]]) -> None:
+    """Refuses a native core whose mirror structs differ. Raises InvalidParamBlockABI naming the first difference."""
+    ours = abi()
+    for key in sorted(ours.keys() | native.keys()):
+        mine, theirs = ours.get(key), native.get(key)
+        if mine != (None if theirs is None else [tuple(field) for field in theirs]):
+            raise InvalidParamBlockABI(f"params {key}: native core has {theirs}, expected {mine}; rebuild the package")
