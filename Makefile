@@ -1,0 +1,90 @@
+# make run | test | lint | native | native-test | native-sanitize | bench | bench-peers | clean
+# Everything lives in .venv and build/; nothing but python3 >= 3.11, make, git and a C++ compiler is needed.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+JOBS ?= 2
+PROMPT ?= What is the capital of France?
+NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.h')
+
+.PHONY: help
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+# --- the environment -------------------------------------------------------------------------------------------
+.venv/.run: requirements/run.txt tools/venv.sh
+	@tools/venv.sh run
+
+.venv/.dev: requirements/dev.txt .venv/.run
+	@tools/venv.sh dev
+
+.venv/.native: $(NATIVE_SOURCES) CMakeLists.txt pyproject.toml | .venv/.run
+	@tools/build_native.sh
+	@touch $@
+
+.PHONY: native
+native: .venv/.native
+
+# --- use -------------------------------------------------------------------------------------------------------
+.PHONY: run
+run: .venv/.native
+	@.venv/bin/treadle run smollm2 --pull --temperature 0 --max-tokens 64 "$(PROMPT)"
+
+.PHONY: bench
+bench: .venv/.native
+	.venv/bin/treadle bench smollm2 --threads $(JOBS)
+
+.PHONY: bench-peers
+bench-peers: .venv/.native
+	.venv/bin/python bench/peers/llama_cpp.py --threads $(JOBS)
+
+# --- checks ----------------------------------------------------------------------------------------------------
+.PHONY: test
+test: .venv/.native .venv/.dev
+	.venv/bin/python -m pytest $(TESTS)
+
+.PHONY: lint
+lint: .venv/.native .venv/.dev
+	ruff check src tests tools bench
+	ruff format --check src tests tools bench
+	mypy
+	lint-imports
+	deptry src
+	python tools/check_native_includes.py
+	clang-format --dry-run --Werror $(NATIVE_SOURCES)
+
+.PHONY: format
+format: .venv/.dev
+	ruff check --fix --quiet src tests tools bench || true
+	ruff format --quiet src tests tools bench
+	clang-format -i $(NATIVE_SOURCES)
+
+# $(call native_tests,build folder,build type,sanitizers): configure, build and run native/tests
+define native_tests
+	cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DCMAKE_BUILD_TYPE=$(2) \
+	    -DTREADLE_BUILD_PYTHON=OFF -DTREADLE_BUILD_TESTS=ON -DTREADLE_SANITIZE=$(3) >/dev/null
+	cmake --build $(1) -j $(JOBS)
+	ctest --test-dir $(1) --output-on-failure --no-tests=error
+endef
+
+.PHONY: native-test
+native-test: .venv/.run
+	$(call native_tests,build/native,Release,)
+
+.PHONY: native-sanitize
+native-sanitize: .venv/.run
+	$(call native_tests,build/native-asan,Release,address$(COMMA)undefined)
+
+.PHONY: native-tsan
+native-tsan: .venv/.run
+	$(call native_tests,build/native-tsan,Release,thread)
+
+COMMA := ,
+
+.PHONY: clean
+clean:
+	rm -rf build .venv .venv.partial .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
