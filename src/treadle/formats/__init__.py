@@ -1,0 +1,1 @@
+"""Files and text: weight containers, tokenizers, chat templates and the model cache. Knows no plan and no model."""
