@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 JOBS ?= 2
 PROMPT ?= What is the capital of France?
-NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.h')
+NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.hpp')
 
 .PHONY: help
 help:

@@ -1,4 +1,4 @@
-#include "build_info.h"
+#include "build_info.hpp"
 
 namespace treadle {
 

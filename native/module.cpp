@@ -1,7 +1,7 @@
 // Bindings of treadle._native: argument checks only.
 #include <nanobind/nanobind.h>
 
-#include "build_info.h"
+#include "build_info.hpp"
 
 NB_MODULE(_native, m) {
     m.attr("__version__") = treadle::version();
