@@ -1,0 +1,46 @@
+"""Plain NumPy f32 definitions of every op: slow, short, and what every other backend is tested against.
+
+Functions take arrays and scalars, one row per leading index, and know neither plans nor pages.
+"""
+
+from treadle.compute.reference.activation import (
+    gelu,
+    gelu_tanh,
+    identity,
+    relu,
+    relu2,
+    sigmoid,
+    silu,
+    softcap,
+    tanh,
+)
+from treadle.compute.reference.attention import alibi_bias, attention, gate_output, rope, visible
+from treadle.compute.reference.linear import embedding, linear, lm_head, residual_add
+from treadle.compute.reference.mlp import clamped_gate, swiglu
+from treadle.compute.reference.norm import layernorm, layernorm_per_head, rmsnorm
+
+__all__ = [
+    "alibi_bias",
+    "attention",
+    "clamped_gate",
+    "embedding",
+    "gate_output",
+    "gelu",
+    "gelu_tanh",
+    "identity",
+    "layernorm",
+    "layernorm_per_head",
+    "linear",
+    "lm_head",
+    "relu",
+    "relu2",
+    "residual_add",
+    "rmsnorm",
+    "rope",
+    "sigmoid",
+    "silu",
+    "softcap",
+    "swiglu",
+    "tanh",
+    "visible",
+]
