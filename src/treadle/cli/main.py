@@ -1,0 +1,96 @@
+"""Entry point of ``treadle``: the table of commands, and what becomes of errors, Ctrl-C and a broken pipe.
+
+Exit codes: 0 done, 1 a treadle error (one line on stderr), 2 wrong usage, 130 interrupted, 141 the reader went away.
+Nothing heavy is imported here: the help must appear at once.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+# command -> what it does; the command's module is treadle.cli.<command>_command
+COMMANDS = {
+    "run": "answer one prompt",
+    "chat": "talk with a model in the terminal",
+    "pull": "fetch a model into the cache",
+    "models": "list the models in the cache and those that can be pulled",
+    "plan": "show a model's compiled plan, or the memory it needs",
+    "bench": "measure tokens a second and the share of the machine's limit",
+}
+
+
+class Command(Protocol):
+    """What each command's module offers."""
+
+    def add_arguments(self, parser: "ArgumentParser") -> None: ...
+
+    def execute(self, options: "Namespace") -> int: ...
+
+
+def overview() -> str:
+    lines = ["usage: treadle COMMAND [options]", "", "An LLM inference runtime on compiled plans.", "", "commands:"]
+    lines += [f"  {name:8} {summary}" for name, summary in COMMANDS.items()]
+    lines += ["", "treadle COMMAND --help shows a command's options; treadle --version the version."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return interrupted()
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit: give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        from treadle import __version__
+
+        print(f"treadle {__version__}")
+        return 0
+    if name not in COMMANDS:
+        from treadle.cli.failure import report_usage
+
+        return report_usage(f"unknown command {name!r}; known: {', '.join(COMMANDS)}", as_json="--json" in rest)
+    return run_command(name, rest)
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    from treadle.cli.failure import Parser, report
+    from treadle.errors import TreadleError
+
+    command: Command = import_module(f"treadle.cli.{name}_command")
+    parser = Parser(prog=f"treadle {name}", description=COMMANDS[name].capitalize() + ".")
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return command.execute(options)
+    except TreadleError as error:
+        return report(error, as_json=getattr(options, "json", False))
+
+
+def interrupted() -> int:
+    """Leaves the terminal with the cursor at the start of a line."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    sys.stderr.write("interrupted\n")
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
