@@ -28,7 +28,6 @@ END_OF_TURN = frozenset(
     | {"<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
     | {"<\uff5cend\u2581of\u2581sentence\uff5c>"}
 )
-)
 
 
 def load_gguf(metadata: Mapping[str, Value]) -> TokenizerParts:
