@@ -1,9 +1,274 @@
-// Bindings of treadle._native: argument checks only.
+// Bindings of treadle._native: argument checks, and native exceptions turned into treadle.errors.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <optional>
 
 #include "build_info.hpp"
+#include "compute/probe.hpp"
+#include "inference/program.hpp"
+
+namespace nb = nanobind;
+using namespace treadle;
+using namespace treadle::inference;
+
+namespace {
+
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ReadOnlyRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// (address, bytes) of a buffer that the Python side keeps alive. While only measuring, addresses are nominal.
+using Buffer = std::tuple<uintptr_t, int64_t>;
+// address, dtype, shape
+using WeightTuple = std::tuple<uintptr_t, int, std::vector<int64_t>>;
+// opcode, inputs, outputs as (address, columns), weights, (version, opcode, payload) blocks, (address, page
+// bytes, tokens)
+using RegisterTuple = std::tuple<uintptr_t, int64_t>;
+using InstructionTuple =
+    std::tuple<int, std::vector<RegisterTuple>, std::vector<RegisterTuple>,
+               std::vector<std::optional<WeightTuple>>, std::vector<std::tuple<int, int, nb::bytes>>,
+               std::optional<std::tuple<uintptr_t, int64_t, int64_t>>>;
+
+std::span<const int32_t> span_of(const Ints& a) {
+    return {a.data(), a.size()};
+}
+
+Weight weight_from(const std::optional<WeightTuple>& in) {
+    Weight w;
+    if (!in) return w;
+    const auto& [address, dtype, shape] = *in;
+    w.present = true;
+    if (shape.size() == 2) {
+        const auto type = static_cast<compute::DType>(dtype);
+        expect(compute::packable(type, shape[1]),
+               "weight of dtype " + std::to_string(dtype) + " has no packed form");
+        w.is_matrix = true;
+        w.matrix = {type, shape[0], shape[1], compute::strip_bytes(type, shape[1]),
+                    reinterpret_cast<const std::byte*>(address)};
+    } else {
+        expect(shape.size() == 1,
+               "a weight has " + std::to_string(shape.size()) + " axes; 1 or 2 are supported");
+        w.vector = reinterpret_cast<const float*>(address);
+        w.size = shape[0];
+    }
+    return w;
+}
+
+Instruction instruction_from(const InstructionTuple& t) {
+    const auto& [opcode, inputs, outputs, weights, params, state] = t;
+    expect(opcode >= 0 && opcode < 256, "opcode " + std::to_string(opcode));
+    Instruction in;
+    in.opcode = static_cast<uint8_t>(opcode);
+    for (const auto& [address, cols] : inputs)
+        in.inputs.push_back({reinterpret_cast<std::byte*>(address), cols});
+    for (const auto& [address, cols] : outputs)
+        in.outputs.push_back({reinterpret_cast<std::byte*>(address), cols});
+    for (const auto& w : weights) in.weights.push_back(weight_from(w));
+    for (const auto& [version, op, payload] : params) {
+        ParamBlock block;
+        block.abi_version = static_cast<uint8_t>(version);
+        block.opcode = static_cast<uint8_t>(op);
+        expect(payload.size() <= block.payload.size(), "parameter block is too large");
+        std::memcpy(block.payload.data(), payload.c_str(), payload.size());
+        in.params.push_back(block);
+    }
+    if (state) {
+        const auto& [address, page_bytes, page_tokens] = *state;
+        in.state = {reinterpret_cast<std::byte*>(address), page_bytes, page_tokens};
+    }
+    return in;
+}
+
+const Kernels& kernels_named(const std::string& isa) {
+    if (isa.empty()) return compute::kernels();
+    const Kernels* found = compute::kernels_for(isa);
+    if (found == nullptr)
+        throw std::runtime_error("ISA " + isa + " is not available on this machine or in this build");
+    return *found;
+}
+
+std::unique_ptr<Program> make_program(std::shared_ptr<ThreadPool> pool, const std::string& isa, bool exact,
+                                      std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> limits,
+                                      const std::vector<InstructionTuple>& instructions) {
+    const auto [rows, batch, sampled, seq_len, pages] = limits;
+    std::vector<Instruction> bound;
+    bound.reserve(instructions.size());
+    for (const InstructionTuple& t : instructions) bound.push_back(instruction_from(t));
+    return std::make_unique<Program>(std::move(pool), kernels_named(isa), exact,
+                                     contract::StepLimits{rows, batch, sampled, seq_len, pages}, bound);
+}
+
+// Runs a step with the GIL released. Signal handlers run between ops; an exception that one raises cancels
+// the step.
+nb::object run_program(Program& program, const Ints& query_lens, const Ints& positions,
+                       const Table& page_table, const Ints& state_slots, const Ints& sampled_rows,
+                       bool count) {
+    const contract::ExecutionContext context{
+        span_of(query_lens),
+        span_of(positions),
+        {page_table.data(), page_table.size()},
+        static_cast<int64_t>(page_table.shape(1)),
+        span_of(state_slots),
+        span_of(sampled_rows),
+    };
+    bool raised = false;
+    const auto poll = [&raised] {
+        const nb::gil_scoped_acquire held;
+        raised = PyErr_CheckSignals() != 0;
+        return raised;
+    };
+    std::optional<Counters> counters;
+    if (count) counters.emplace();
+    bool finished = false;
+    {
+        const nb::gil_scoped_release released;
+        finished = program.run(context, poll, counters ? &*counters : nullptr);
+    }
+    if (raised) nb::raise_python_error();
+    if (!finished) return nb::none();
+    if (!counters) return nb::bool_(true);
+    nb::dict dispatches;
+    for (size_t i = 0; i < counters->dispatches.size(); ++i) {
+        if (counters->dispatches[i]) dispatches[nb::int_(i)] = counters->dispatches[i];
+    }
+    return nb::make_tuple(dispatches, counters->launches, counters->planned_bytes);
+}
+
+// Packs rows [rows, row bytes] of a stored tensor into `out`.
+void pack(const ReadOnlyRows& rows, int dtype, int64_t cols, const Bytes& out) {
+    const auto type = static_cast<compute::DType>(dtype);
+    const auto count = static_cast<int64_t>(rows.shape(0));
+    if (!compute::packable(type, cols))
+        throw BindError("dtype " + std::to_string(dtype) + " has no packed form");
+    const int64_t stored = compute::row_bytes(type, cols);
+    if (static_cast<int64_t>(rows.shape(1)) != stored || (stored > 1 && rows.stride(1) != 1)) {
+        throw BindError("rows of " + std::to_string(rows.shape(1)) + " bytes, expected " +
+                        std::to_string(stored));
+    }
+    if (static_cast<int64_t>(out.size()) < compute::packed_bytes(type, count, cols))
+        throw BindError("packed buffer is too small");
+    const auto* source = reinterpret_cast<const std::byte*>(rows.data());
+    const int64_t stride = rows.stride(0);
+    const int64_t strip = compute::strip_bytes(type, cols);
+    auto* target = reinterpret_cast<std::byte*>(out.data());
+    const nb::gil_scoped_release released;
+    for (int64_t first = 0; first < count; first += compute::kStripRows, target += strip) {
+        const std::byte* strip_rows[compute::kStripRows];
+        for (int64_t r = 0; r < compute::kStripRows; ++r) {
+            strip_rows[r] = first + r < count ? source + (first + r) * stride : nullptr;
+        }
+        compute::pack_strip(type, strip_rows, cols, target);
+    }
+}
+
+nb::dict abi() {
+    nb::dict out;
+    for (const contract::ParamLayout& layout : contract::param_layouts()) {
+        nb::list fields;
+        for (const contract::ParamField& f : layout.fields) {
+            fields.append(nb::make_tuple(f.name, std::string(1, f.type), f.offset));
+        }
+        const std::string key = std::to_string(layout.opcode) + "." + std::to_string(layout.version);
+        out[key.c_str()] = fields;
+    }
+    return out;
+}
+
+void throw_typed(const char* name, const char* what) {
+    const nb::object type = nb::module_::import_("treadle.errors").attr(name);
+    PyErr_SetString(type.ptr(), what);
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
-    m.attr("__version__") = treadle::version();
-    m.attr("compiled_isas") = treadle::compiled_isas();
+    m.attr("__version__") = version();
+    m.attr("compiled_isas") = compiled_isas();
+
+    nb::register_exception_translator([](const std::exception_ptr& p, void*) {
+        try {
+            std::rethrow_exception(p);
+        } catch (const StepError& error) {
+            throw_typed("InvalidBatchSize", error.what());
+        } catch (const BindError& error) {
+            throw_typed("InvalidInstructionBinding", error.what());
+        }
+    });
+
+    m.def("abi", &abi, "Parameter layouts: {'opcode.version': [(field, type code, offset), ...]}.");
+    m.def(
+        "claimed_opcodes",
+        [] {
+            std::vector<int> out;
+            for (int i = 0; i < 256; ++i) {
+                if (adapters()[i].bind) out.push_back(i);
+            }
+            return out;
+        },
+        "Opcodes that the adapter table holds.");
+    m.def(
+        "supported_isas",
+        [] {
+            std::vector<std::string> out;
+            for (const Kernels* k : compute::supported_kernels()) out.emplace_back(k->name);
+            return out;
+        },
+        "ISAs that this machine can run, best first.");
+    m.def(
+        "default_isa", [] { return std::string(compute::kernels().name); },
+        "The ISA that programs use unless told otherwise. Raises RuntimeError for a bad TREADLE_ISA.");
+    m.def(
+        "packable",
+        [](int dtype, int64_t cols) { return compute::packable(static_cast<compute::DType>(dtype), cols); },
+        nb::arg("dtype"), nb::arg("cols"), "Whether rows of `cols` elements of a dtype have a packed form.");
+    m.def(
+        "packed_bytes",
+        [](int dtype, int64_t rows, int64_t cols) {
+            return compute::packed_bytes(static_cast<compute::DType>(dtype), rows, cols);
+        },
+        nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"), "Bytes of a packed matrix.");
+    m.def("pack", &pack, nb::arg("rows"), nb::arg("dtype"), nb::arg("cols"), nb::arg("out"),
+          "Packs stored rows (uint8 [rows, row bytes]) into `out`.");
+    m.def("probe_read_gb_s", &compute::probe_read_gb_s, nb::arg("threads"),
+          nb::call_guard<nb::gil_scoped_release>(),
+          "Read bandwidth of the machine in GB/s, with this many threads.");
+    m.def("probe_int8_gop_s", &compute::probe_int8_gop_s, nb::arg("threads"),
+          nb::call_guard<nb::gil_scoped_release>(),
+          "int8 dot-product rate in GOP/s, with this many threads.");
+
+    nb::class_<ThreadPool>(m, "ThreadPool")
+        .def(
+            "__init__",
+            [](ThreadPool* self, int threads) {
+                if (threads < 1 || threads > 1024) throw nb::value_error("threads must lie in [1, 1024]");
+                new (self) ThreadPool(threads);
+            },
+            nb::arg("threads"))
+        .def_prop_ro("threads", &ThreadPool::threads);
+
+    nb::class_<Program>(m, "Program")
+        .def_prop_ro("workspace_bytes", &Program::workspace_bytes)
+        .def(
+            "set_workspace",
+            [](Program& self, uintptr_t address, int64_t bytes) {
+                self.set_workspace(reinterpret_cast<std::byte*>(address), bytes);
+            },
+            nb::arg("address"), nb::arg("nbytes"))
+        .def("run", &run_program, nb::arg("query_lens"), nb::arg("positions"), nb::arg("page_table"),
+             nb::arg("state_slots"), nb::arg("sampled_rows"), nb::arg("count") = false,
+             "Runs one step; None if it was cancelled, True, or (dispatches, launches, planned bytes) if "
+             "counting.")
+        .def("cancel", &Program::cancel);
+
+    m.def("make_program", &make_program, nb::arg("pool"), nb::arg("isa"), nb::arg("exact"), nb::arg("limits"),
+          nb::arg("instructions"), "Binds instructions; see treadle.inference.backends.cpu.");
 }

@@ -1,0 +1,134 @@
+#include "inference/linear.hpp"
+
+namespace treadle::inference {
+namespace {
+
+// Up to this many rows every thread prepares all of them for itself: cheaper than meeting at a barrier.
+constexpr int64_t kRedundantRows = 4;
+// From this many rows on, strips are handed out in small pieces instead of one piece a thread.
+constexpr int64_t kSharedOutRows = 32;
+constexpr int64_t kPiecesPerThread = 8;
+
+bool takes_i8(const PackedMatrix& w, bool exact) {
+    return !exact && !compute::is_float(w.type);
+}
+
+}  // namespace
+
+Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_t cols) {
+    Norm norm{.present = true};
+    norm.centred = params.opcode == contract::LayerNormParams::kOpcode;
+    norm.gain = vector(weights[0], cols, "gain");
+    if (norm.centred) {
+        const auto& p = params.as<contract::LayerNormParams>();
+        expect(p.gain_offset == 0.0f, "layernorm: gain_offset is not supported by this backend");
+        norm.bias = vector(weights[1], cols, "bias");
+        norm.eps = p.eps;
+    } else {
+        const auto& p = params.as<contract::RMSNormParams>();
+        norm.gain_offset = p.gain_offset;
+        norm.eps = p.eps;
+    }
+    return norm;
+}
+
+RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers)
+    : kernels_(&context.kernels),
+      cols_(cols),
+      max_rows_(max_rows),
+      exact_(context.exact),
+      norm_(norm),
+      gathers_(gathers) {}
+
+void RowInput::serves(const PackedMatrix& w) {
+    (takes_i8(w, exact_) ? wants_i8_ : wants_f32_) = true;
+}
+
+RowInput::Pieces RowInput::carve(Carver& team, Carver& own) const {
+    const bool copies = norm_.present || gathers_;
+    const int64_t few = std::min(kRedundantRows, max_rows_);
+    Pieces pieces;
+    if (wants_f32_ && copies) pieces.team_f32 = team.take<float>(max_rows_ * cols_);
+    if (wants_i8_) pieces.team_i8 = team.take<std::byte>(kernels_->quant_bytes(max_rows_, cols_));
+    if (wants_f32_ && copies) pieces.own_f32 = own.take<float>(few * cols_);
+    if (wants_i8_) pieces.own_i8 = own.take<std::byte>(kernels_->quant_bytes(few, cols_));
+    if (norm_.present) pieces.row = own.take<float>(cols_);
+    return pieces;
+}
+
+Needs RowInput::needs() const {
+    Carver team(nullptr), own(nullptr);
+    carve(team, own);
+    return {team.used(), own.used()};
+}
+
+void RowInput::make(const float* x, int64_t ldx, Range range, int64_t rows, const int32_t* gather,
+                    const Kernels& kernels, float* wide, std::byte* quants, float* row) const {
+    for (int64_t r = range.first; r < range.last; ++r) {
+        const float* source = x + (gather ? gather[r] : r) * ldx;
+        if (wide || norm_.present) {
+            float* target = wide ? wide + r * cols_ : row;
+            if (norm_.present) {
+                norm_.apply(kernels, source, cols_, target);
+            } else {
+                std::copy_n(source, cols_, target);
+            }
+            source = target;
+        }
+        // A leading dimension of 0 makes `source` row r.
+        if (quants) kernels.quantise(source, 0, r, r + 1, rows, cols_, quants);
+    }
+}
+
+ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int32_t* gather, Worker& worker,
+                            std::byte* shared, std::byte* scratch) const {
+    Carver team(shared), own(scratch);
+    const Pieces pieces = carve(team, own);
+    const bool few = rows <= kRedundantRows;
+    float* wide = few ? pieces.own_f32 : pieces.team_f32;
+    std::byte* quants = few ? pieces.own_i8 : pieces.team_i8;
+    const Range mine = few ? Range{0, rows} : worker.share(rows);
+    make(x, ldx, mine, rows, gather, worker.kernels, wide, quants, pieces.row);
+    if (!few && (wide || quants)) worker.sync();
+    return {wide ? wide : x, wide ? cols_ : ldx, quants, rows};
+}
+
+int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w) {
+    return context.kernels.matmul_scratch_bytes(w.cols);
+}
+
+void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels, bool exact,
+              std::byte* scratch) {
+    if (strips.empty()) return;
+    if (takes_i8(*product.w, exact)) {
+        kernels.matmul_i8(*product.w, strips.first, strips.last, rows.quants, rows.rows, product.y,
+                          product.ldy, product.epilogue, scratch);
+    } else {
+        kernels.matmul_f32(*product.w, strips.first, strips.last, rows.x, rows.ldx, rows.rows, product.y,
+                           product.ldy, product.epilogue, scratch);
+    }
+}
+
+void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, bool exact,
+                  std::byte* scratch, int ticket) {
+    int64_t total = 0;
+    for (const Product& p : products) total += p.w->strips();
+    const auto run = [&](Range all) {
+        int64_t before = 0;
+        for (const Product& p : products) {
+            const int64_t strips = p.w->strips();
+            const Range mine{std::max(all.first - before, int64_t{0}), std::min(all.last - before, strips)};
+            multiply(p, mine, rows, worker.kernels, exact, scratch);
+            before += strips;
+        }
+    };
+    if (rows.rows < kSharedOutRows || worker.threads == 1) {
+        run(worker.share(total));
+        return;
+    }
+    const int64_t piece = std::max(int64_t{1}, total / (worker.threads * kPiecesPerThread));
+    for (int64_t first; (first = worker.next(ticket) * piece) < total;)
+        run({first, std::min(total, first + piece)});
+}
+
+}  // namespace treadle::inference

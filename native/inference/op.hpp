@@ -1,0 +1,204 @@
+// What the ops of the CPU backend are made of: bound operands, the step, the worker that runs a thread's
+// share.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "compute/kernels.hpp"
+#include "contract/params.hpp"
+#include "contract/types.hpp"
+#include "inference/thread_pool.hpp"
+
+namespace treadle::inference {
+
+using compute::Kernels;
+using compute::PackedMatrix;
+
+// A program that does not fit the contract; the bindings turn it into
+// treadle.errors.InvalidInstructionBinding.
+struct BindError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A step whose arrays are inconsistent with the program; the bindings turn it into
+// treadle.errors.InvalidBatchSize.
+struct StepError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A register bound to its buffer: [rows, cols] of f32 or i32, rows contiguous.
+struct Register {
+    std::byte* data = nullptr;
+    int64_t cols = 1;
+    float* f32() const { return reinterpret_cast<float*>(data); }
+    const int32_t* i32() const { return reinterpret_cast<const int32_t*>(data); }
+};
+
+// A weight bound to the backend's copy: a packed matrix, or a vector of f32.
+struct Weight {
+    bool present = false;
+    bool is_matrix = false;
+    PackedMatrix matrix{};
+    const float* vector = nullptr;
+    int64_t size = 0;  // elements of a vector
+};
+
+// All pages of one state: page p at data + p * page_bytes.
+struct State {
+    std::byte* data = nullptr;
+    int64_t page_bytes = 0;
+    int64_t page_tokens = 0;
+};
+
+struct ParamBlock {
+    uint8_t abi_version = 0;
+    uint8_t opcode = 0;
+    alignas(8) std::array<std::byte, contract::kMaxPayload> payload{};
+    template <typename T>
+    const T& as() const {
+        if (opcode != T::kOpcode || abi_version != T::kVersion)
+            throw BindError("parameter block of another op or version");
+        return *reinterpret_cast<const T*>(payload.data());
+    }
+};
+
+// One instruction with every operand resolved. Optional weights are present == false.
+struct Instruction {
+    uint8_t opcode = 0;
+    std::vector<Register> inputs;
+    std::vector<Register> outputs;
+    std::vector<Weight> weights;
+    std::vector<ParamBlock> params;  // one; a fusion has one per instruction it replaces, in their order
+    State state;
+};
+
+// What is fixed when a program is bound.
+struct BindContext {
+    const Kernels& kernels;
+    contract::StepLimits limits;
+    int threads;
+    bool exact;  // f32 activations on dequantised weights instead of int8
+};
+
+// Consecutive rows of one slot, at most compute::kAttendRows of them.
+struct RowBlock {
+    int32_t slot;  // index into the batch
+    int32_t first_row;
+    int32_t rows;
+    int32_t position;  // of the first row
+};
+
+// One step, as every thread sees it.
+struct Step {
+    int64_t rows = 0;
+    int64_t batch = 0;
+    int64_t sampled = 0;
+    int64_t pages = 0;                      // columns of page_table
+    const int32_t* query_lens = nullptr;    // [batch]
+    const int32_t* positions = nullptr;     // [batch]
+    const int32_t* page_table = nullptr;    // [batch, pages]
+    const int32_t* state_slots = nullptr;   // [batch]
+    const int32_t* sampled_rows = nullptr;  // [sampled]
+    const int32_t* row_slot = nullptr;      // [rows] index into the batch
+    const int32_t* row_position = nullptr;  // [rows]
+    std::span<const RowBlock> blocks;       // all rows, cut into blocks
+    int64_t longest_query = 0;              // most rows of one slot
+    int64_t longest_sequence = 0;           // most positions of one slot after the step
+};
+
+struct Range {
+    int64_t first, last;
+    bool empty() const { return first >= last; }
+};
+
+// A thread's part of `count` items, in whole multiples of `grain`.
+inline Range share(int64_t count, int64_t grain, int thread, int threads) {
+    const int64_t units = (count + grain - 1) / grain;
+    return {std::min(count, units * thread / threads * grain),
+            std::min(count, units * (thread + 1) / threads * grain)};
+}
+
+inline constexpr int kTickets = 4;
+
+// One thread of the team inside one step.
+struct Worker {
+    const Kernels& kernels;
+    Barrier& barrier;
+    int thread;
+    int threads;
+    std::byte* shared;              // workspace that all threads see
+    std::byte* scratch;             // this thread's own
+    std::atomic<int64_t>* tickets;  // [kTickets] counters of the op being run, 0 when it begins
+
+    void sync() { barrier.arrive_and_wait(); }
+    int64_t next(int ticket) { return tickets[ticket].fetch_add(1, std::memory_order_relaxed); }
+    Range share(int64_t count, int64_t grain = 1) const {
+        return inference::share(count, grain, thread, threads);
+    }
+};
+
+// Bytes of workspace that an op needs: shared by the team, and for each thread.
+struct Needs {
+    int64_t shared = 0;
+    int64_t thread = 0;
+};
+
+// A bound op. All threads call run() together; it begins with its inputs complete and ends with its outputs
+// written once every thread has left it (the program puts a barrier between ops).
+class Op {
+  public:
+    virtual ~Op() = default;
+    virtual Needs needs() const { return {}; }
+    virtual void check(const Step&) const {}                // throws StepError before anything runs
+    virtual bool idle(const Step&) const { return false; }  // nothing to do in this step
+    virtual void run(const Step& step, Worker& worker) const = 0;
+    virtual int64_t planned_bytes(const Step&) const { return 0; }  // weight and state bytes read
+};
+
+// Carves 64-byte aligned pieces out of a workspace; with a null base it only measures.
+class Carver {
+  public:
+    explicit Carver(std::byte* base) : base_(base) {}
+    template <typename T>
+    T* take(int64_t count) {
+        T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+        used_ += (count * static_cast<int64_t>(sizeof(T)) + compute::kAlign - 1) / compute::kAlign *
+                 compute::kAlign;
+        return piece;
+    }
+    int64_t used() const { return used_; }
+
+  private:
+    std::byte* base_;
+    int64_t used_ = 0;
+};
+
+// Checks used while binding.
+inline void expect(bool ok, const std::string& what) {
+    if (!ok) throw BindError(what);
+}
+
+inline const PackedMatrix& matrix(const Weight& w, int64_t rows, int64_t cols, const char* name) {
+    expect(w.present && w.is_matrix && w.matrix.rows == rows && w.matrix.cols == cols,
+           std::string(name) + ": expected a matrix [" + std::to_string(rows) + ", " + std::to_string(cols) +
+               "]");
+    return w.matrix;
+}
+
+inline const float* vector(const Weight& w, int64_t size, const char* name) {
+    if (!w.present) return nullptr;
+    expect(!w.is_matrix && w.size == size,
+           std::string(name) + ": expected a vector of " + std::to_string(size));
+    return w.vector;
+}
+
+}  // namespace treadle::inference

@@ -1,0 +1,348 @@
+// multihead_attention and its fusion with the norm before and the residual after it.
+//
+// A step has these phases, with a barrier between them:
+//   1 rows made ready, then q, k, v (and gate) products     2 norms, rope, KV write of every new row
+//   3 attention of each (row block, kv head)                4 output product with bias and residual
+// Where every (slot, kv head) is one item, 2 and 3 are done by the same thread without a barrier between.
+#include <cmath>
+
+#include "inference/adapters.hpp"
+#include "inference/linear.hpp"
+
+namespace treadle::inference {
+namespace {
+
+using contract::QKNorm;
+
+// Up to this many rows a long sequence's keys are split among the threads.
+constexpr int64_t kSplitRows = 4;
+
+enum WeightIndex {
+    kQ,
+    kK,
+    kV,
+    kO,
+    kQBias,
+    kKBias,
+    kVBias,
+    kOBias,
+    kQNorm,
+    kKNorm,
+    kGate,
+    kSinks,
+    kRope,
+    kSlopes,
+    kNorm
+};
+enum Tickets { kProjectTicket, kAttendTicket, kOutputTicket, kMergeTicket };
+
+class AttentionOp final : public Op {
+  public:
+    AttentionOp(const Instruction& in, const BindContext& context, RopeTables& ropes)
+        : context_(context), state_(in.state), x_(in.inputs[0]), y_(in.outputs[0]) {
+        const bool fused = in.params.size() == 3;
+        bind_params(in.params[fused ? 1 : 0].as<contract::AttentionParams>());
+        const Norm norm =
+            fused ? bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols) : Norm{};
+        if (fused) {
+            residual_ = in.inputs[1];
+            residual_scale_ = in.params[2].as<contract::ResidualAddParams>().scale;
+            expect(residual_.cols == y_.cols, "attention: the residual's width differs from the output's");
+        }
+        bind_weights(in, ropes);
+        input_ = RowInput(context, x_.cols, context.limits.max_rows, norm, false);
+        for (const PackedMatrix* w : {&q_, &k_, &v_}) input_.serves(*w);
+        if (gate_.rows != 0) input_.serves(gate_);
+        output_ = RowInput(context, o_.cols, context.limits.max_rows, Norm{}, false);
+        output_.serves(o_);
+    }
+
+    Needs needs() const override {
+        Carver team(nullptr), own(nullptr);
+        carve(team, own);
+        return {team.used(), own.used()};
+    }
+
+    void check(const Step& step) const override {
+        for (int64_t i = 0; i < step.batch; ++i) {
+            const int64_t length = step.positions[i] + step.query_lens[i];
+            const int64_t used = (length + state_.page_tokens - 1) / state_.page_tokens;
+            bool ok = used <= step.pages;
+            for (int64_t p = 0; ok && p < used; ++p) {
+                const int32_t page = step.page_table[i * step.pages + p];
+                ok = page >= 0 && page < context_.limits.state_pages;
+            }
+            if (!ok)
+                throw StepError("page table: slot " + std::to_string(i) + " lacks a page for its " +
+                                std::to_string(length) + " positions");
+        }
+    }
+
+    void run(const Step& step, Worker& worker) const override {
+        Carver team(worker.shared), own(worker.scratch);
+        const Pieces pieces = carve(team, own);
+        project(step, worker, pieces);
+        worker.sync();
+        attend(step, worker, pieces);
+        worker.sync();
+        const ReadyRows rows = output_.prepare(pieces.attended, o_.cols, step.rows, nullptr, worker,
+                                               pieces.output_team, pieces.output_own);
+        compute::Epilogue epilogue{.bias = o_bias_};
+        if (residual_.data) {
+            epilogue.residual = residual_.f32();
+            epilogue.ld_residual = residual_.cols;
+            epilogue.scale = residual_scale_;
+        }
+        const Product product{&o_, y_.f32(), y_.cols, epilogue};
+        multiply_all({&product, 1}, rows, worker, context_.exact, pieces.matmul, kOutputTicket);
+    }
+
+    int64_t planned_bytes(const Step& step) const override {
+        int64_t bytes = 0;
+        for (const PackedMatrix* w : {&q_, &k_, &v_, &o_, &gate_})
+            bytes += w->rows ? w->strips() * w->strip_bytes : 0;
+        for (int64_t i = 0; i < step.batch; ++i) {
+            int64_t seen = step.positions[i] + step.query_lens[i];
+            if (attention_.left != compute::kUnbounded)
+                seen = std::min(seen, attention_.left + step.query_lens[i]);
+            bytes += seen * state_.page_bytes / state_.page_tokens;
+        }
+        return bytes;
+    }
+
+  private:
+    struct Pieces {
+        float *q, *k, *v, *gate, *attended, *parts;
+        std::byte *input_team, *output_team, *input_own, *output_own, *attend, *matmul;
+    };
+
+    void bind_params(const contract::AttentionParams& p) {
+        params_ = p;
+        expect(p.num_kv_heads != 0 && p.num_heads % p.num_kv_heads == 0,
+               "attention: heads are not a multiple of kv heads");
+        const auto type = static_cast<compute::DType>(p.kv_dtype);
+        expect(state_.data != nullptr, "attention without a KV state is not supported by this backend");
+        expect(static_cast<QKNorm>(p.qk_norm) != QKNorm::rms_whole,
+               "attention: q/k norm over the whole projection is not supported by this backend");
+        attention_.kv = {type, p.num_kv_heads, p.head_dim, p.v_head_dim, state_.page_tokens};
+        expect(state_.page_tokens % 16 == 0 && state_.page_tokens >= 16 && state_.page_tokens <= 64,
+               "attention: KV pages of " + std::to_string(state_.page_tokens) +
+                   " tokens; this backend takes 16, 32, 48, 64");
+        expect(state_.page_bytes == compute::kv_page_bytes(attention_.kv),
+               "attention: the state's size does not match");
+        attention_.heads = p.num_heads;
+        attention_.scale = p.scale;
+        attention_.softcap = p.softcap;
+        attention_.left = p.window ? p.window - 1 : compute::kUnbounded;
+        attention_.right = p.causal ? 0 : attention_.left;
+        group_ = p.num_heads / p.num_kv_heads;
+    }
+
+    void bind_weights(const Instruction& in, RopeTables& ropes) {
+        const auto& p = params_;
+        const int64_t q_dim = int64_t{p.num_heads} * p.head_dim, k_dim = int64_t{p.num_kv_heads} * p.head_dim;
+        const int64_t v_dim = int64_t{p.num_kv_heads} * p.v_head_dim,
+                      o_dim = int64_t{p.num_heads} * p.v_head_dim;
+        const std::vector<Weight>& w = in.weights;
+        q_ = matrix(w[kQ], q_dim, x_.cols, "q");
+        k_ = matrix(w[kK], k_dim, x_.cols, "k");
+        v_ = matrix(w[kV], v_dim, x_.cols, "v");
+        o_ = matrix(w[kO], y_.cols, o_dim, "o");
+        if (p.output_gate) gate_ = matrix(w[kGate], o_dim, x_.cols, "gate");
+        q_bias_ = vector(w[kQBias], q_dim, "q_bias");
+        k_bias_ = vector(w[kKBias], k_dim, "k_bias");
+        v_bias_ = vector(w[kVBias], v_dim, "v_bias");
+        o_bias_ = vector(w[kOBias], y_.cols, "o_bias");
+        const bool per_head = static_cast<QKNorm>(p.qk_norm) == QKNorm::rms_per_head;
+        q_norm_ = vector(w[kQNorm], per_head ? p.head_dim : q_dim, "q_norm");
+        k_norm_ = vector(w[kKNorm], per_head ? p.head_dim : k_dim, "k_norm");
+        attention_.sinks = vector(w[kSinks], p.num_heads, "sinks");
+        attention_.slopes = vector(w[kSlopes], p.num_heads, "slopes");
+        if (p.rotary_dim != 0) {
+            rope_ = ropes.add(vector(w[kRope], p.rotary_dim / 2, "rope_inv_freq"), p.rotary_dim / 2,
+                              p.rope_scale);
+        }
+    }
+
+    Pieces carve(Carver& team, Carver& own) const {
+        const int64_t rows = context_.limits.max_rows;
+        Pieces p{};
+        p.q = team.take<float>(rows * q_.rows);
+        p.k = team.take<float>(rows * k_.rows);
+        p.v = team.take<float>(rows * v_.rows);
+        p.gate = team.take<float>(rows * gate_.rows);
+        p.attended = team.take<float>(rows * o_.cols);
+        const int64_t splits = (context_.limits.max_seq_len + compute::kSplit - 1) / compute::kSplit;
+        p.parts = team.take<float>(kSplitRows * params_.num_heads * splits *
+                                   compute::attend_part_floats(attention_));
+        const Needs in = input_.needs(), out = output_.needs();
+        p.input_team = team.take<std::byte>(in.shared);
+        p.output_team = team.take<std::byte>(out.shared);
+        p.input_own = own.take<std::byte>(in.thread);
+        p.output_own = own.take<std::byte>(out.thread);
+        p.attend = own.take<std::byte>(compute::attend_scratch_bytes(attention_));
+        p.matmul = own.take<std::byte>(std::max(matmul_scratch(context_, q_), matmul_scratch(context_, o_)));
+        return p;
+    }
+
+    void project(const Step& step, Worker& worker, const Pieces& p) const {
+        const ReadyRows rows =
+            input_.prepare(x_.f32(), x_.cols, step.rows, nullptr, worker, p.input_team, p.input_own);
+        const Product products[] = {{&q_, p.q, q_.rows, {.bias = q_bias_}},
+                                    {&k_, p.k, k_.rows, {.bias = k_bias_}},
+                                    {&v_, p.v, v_.rows, {.bias = v_bias_}},
+                                    {&gate_, p.gate, gate_.rows, {}}};
+        multiply_all(std::span(products, gate_.rows ? 4 : 3), rows, worker, context_.exact, p.matmul,
+                     kProjectTicket);
+    }
+
+    void attend(const Step& step, Worker& worker, const Pieces& p) const {
+        const int64_t kv_heads = params_.num_kv_heads;
+        if (step.rows <= kSplitRows && step.longest_sequence > 2 * compute::kSplit) {
+            write_rows(step, worker, p);
+            worker.sync();
+            attend_split(step, worker, p);
+            return;
+        }
+        const bool one_item_each = static_cast<int64_t>(step.blocks.size()) == step.batch;
+        if (!one_item_each) {
+            write_rows(step, worker, p);
+            worker.sync();
+        }
+        const int64_t items = static_cast<int64_t>(step.blocks.size()) * kv_heads;
+        for (int64_t item; (item = worker.next(kAttendTicket)) < items;) {
+            // Last blocks first: they see the most keys.
+            const RowBlock& block = step.blocks[step.blocks.size() - 1 - item / kv_heads];
+            const int64_t head = item % kv_heads;
+            if (one_item_each) {
+                for (int32_t r = block.first_row; r < block.first_row + block.rows; ++r)
+                    write_row(step, worker, p, r, head);
+            }
+            worker.kernels.attend(attention_, rows_of(step, p, block), head, p.attend);
+            finish(worker.kernels, p, block, head);
+        }
+    }
+
+    // Few rows over long sequences: (block, kv head, split) items, then a merge of each (block, kv head).
+    void attend_split(const Step& step, Worker& worker, const Pieces& p) const {
+        const int64_t kv_heads = params_.num_kv_heads;
+        const int64_t part = compute::attend_part_floats(attention_);
+        const int64_t splits = (context_.limits.max_seq_len + compute::kSplit - 1) / compute::kSplit;
+        const int64_t heads = static_cast<int64_t>(step.blocks.size()) * kv_heads;
+        const auto parts_of = [&](const RowBlock& block, int64_t head) {
+            return p.parts + (block.first_row * kv_heads + block.rows * head) * group_ * splits * part;
+        };
+        for (int64_t item; (item = worker.next(kAttendTicket)) < heads * splits;) {
+            const RowBlock& block = step.blocks[item / splits / kv_heads];
+            const int64_t head = item / splits % kv_heads, split = item % splits;
+            const compute::AttendRows rows = rows_of(step, p, block);
+            const compute::SplitRange range = compute::attend_splits(attention_, rows);
+            if (split < range.first || split >= range.last) continue;
+            float* parts = parts_of(block, head) + (split - range.first) * block.rows * group_ * part;
+            worker.kernels.attend_part(attention_, rows, head, split, parts, p.attend);
+        }
+        worker.sync();
+        for (int64_t item; (item = worker.next(kMergeTicket)) < heads;) {
+            const RowBlock& block = step.blocks[item / kv_heads];
+            const int64_t head = item % kv_heads;
+            worker.kernels.attend_merge(attention_, rows_of(step, p, block), head, parts_of(block, head),
+                                        p.attend);
+            finish(worker.kernels, p, block, head);
+        }
+    }
+
+    void write_rows(const Step& step, Worker& worker, const Pieces& p) const {
+        const int64_t kv_heads = params_.num_kv_heads;
+        const Range mine = worker.share(step.rows * kv_heads);
+        for (int64_t i = mine.first; i < mine.last; ++i)
+            write_row(step, worker, p, i / kv_heads, i % kv_heads);
+    }
+
+    // Norms and rotates one row's heads of one kv group, and writes its key and value into the slot's page.
+    void write_row(const Step& step, const Worker& worker, const Pieces& p, int64_t row,
+                   int64_t kv_head) const {
+        const Kernels& k = worker.kernels;
+        float* key = p.k + row * k_.rows;
+        float* value = p.v + row * v_.rows;
+        for (int64_t h = kv_head * group_; h < (kv_head + 1) * group_; ++h) {
+            shape_head(k, step, row, p.q + row * q_.rows + h * params_.head_dim, q_norm_, h);
+        }
+        shape_head(k, step, row, key + kv_head * params_.head_dim, k_norm_, kv_head);
+        clip(value + kv_head * params_.v_head_dim, params_.v_head_dim);
+        const int64_t slot = step.row_slot[row], position = step.row_position[row];
+        const int64_t page = step.page_table[slot * step.pages + position / state_.page_tokens];
+        k.kv_write(attention_.kv, state_.data + page * state_.page_bytes, position % state_.page_tokens,
+                   kv_head, kv_head + 1, key, value);
+    }
+
+    void shape_head(const Kernels& k, const Step& step, int64_t row, float* head, const float* gain,
+                    int64_t index) const {
+        const int64_t dim = params_.head_dim;
+        clip(head, dim);
+        switch (static_cast<QKNorm>(params_.qk_norm)) {
+            case QKNorm::rms_per_head:
+                k.rmsnorm(head, gain, params_.qk_norm_gain_offset, params_.qk_norm_eps, dim, head);
+                break;
+            case QKNorm::layernorm_per_head:
+                k.layernorm(head, gain + index * dim, nullptr, params_.qk_norm_eps, dim, head);
+                break;
+            default:
+                break;
+        }
+        if (rope_) {
+            const int64_t at = row * rope_->half;
+            k.rope(head, rope_->cosine + at, rope_->sine + at, rope_->half,
+                   params_.rope_style == 0 ? compute::RopeStyle::halves : compute::RopeStyle::pairs);
+        }
+    }
+
+    void clip(float* x, int64_t n) const {
+        if (params_.qkv_clip <= 0.0f) return;
+        for (int64_t i = 0; i < n; ++i) x[i] = std::min(std::max(x[i], -params_.qkv_clip), params_.qkv_clip);
+    }
+
+    compute::AttendRows rows_of(const Step& step, const Pieces& p, const RowBlock& block) const {
+        const int64_t slot = block.slot;
+        return {.q = p.q + block.first_row * q_.rows,
+                .ldq = q_.rows,
+                .out = p.attended + block.first_row * o_.cols,
+                .ldo = o_.cols,
+                .rows = block.rows,
+                .position = block.position,
+                .kv_len = step.positions[slot] + step.query_lens[slot],
+                .arena = state_.data,
+                .pages = step.page_table + slot * step.pages};
+    }
+
+    // The output gate of one group of heads.
+    void finish(const Kernels& k, const Pieces& p, const RowBlock& block, int64_t kv_head) const {
+        if (gate_.rows == 0) return;
+        const int64_t width = group_ * params_.v_head_dim;
+        for (int64_t r = block.first_row; r < block.first_row + block.rows; ++r) {
+            float* out = p.attended + r * o_.cols + kv_head * width;
+            k.activate(p.gate + r * o_.cols + kv_head * width, out, width,
+                       {.kind = compute::Activation::sigmoid}, out);
+        }
+    }
+
+    BindContext context_;
+    contract::AttentionParams params_{};
+    compute::Attention attention_{};
+    State state_;
+    Register x_, y_, residual_;
+    float residual_scale_ = 1.0f;
+    int64_t group_ = 1;
+    PackedMatrix q_{}, k_{}, v_{}, o_{}, gate_{};
+    const float *q_bias_ = nullptr, *k_bias_ = nullptr, *v_bias_ = nullptr, *o_bias_ = nullptr;
+    const float *q_norm_ = nullptr, *k_norm_ = nullptr;
+    const RopeTable* rope_ = nullptr;
+    RowInput input_, output_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> bind_attention(const Instruction& in, const BindContext& context, RopeTables& ropes) {
+    return std::make_unique<AttentionOp>(in, context, ropes);
+}
+
+}  // namespace treadle::inference

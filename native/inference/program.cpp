@@ -1,0 +1,156 @@
+#include "inference/program.hpp"
+
+#include <chrono>
+
+namespace treadle::inference {
+namespace {
+
+void check_arity(const Instruction& in, size_t index, const Adapter& adapter) {
+    const std::string where =
+        "instruction " + std::to_string(index) + " (opcode " + std::to_string(in.opcode) + ")";
+    expect(adapter.bind != nullptr, where + ": no adapter");
+    expect(!in.inputs.empty() && in.inputs.size() <= adapter.max_inputs, where + ": inputs");
+    expect(in.outputs.size() == adapter.outputs, where + ": outputs");
+    // A fused norm may bring one weight (rmsnorm) or two.
+    expect(in.weights.size() <= adapter.weights && in.weights.size() + 1 >= adapter.weights,
+           where + ": weights");
+    expect(in.params.size() == adapter.params, where + ": params");
+}
+
+}  // namespace
+
+Program::Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool exact,
+                 contract::StepLimits limits, const std::vector<Instruction>& instructions)
+    : pool_(std::move(pool)), kernels_(kernels), limits_(limits) {
+    const BindContext context{kernels, limits, pool_->threads(), exact};
+    for (size_t i = 0; i < instructions.size(); ++i) {
+        const Instruction& in = instructions[i];
+        const Adapter& adapter = adapters()[in.opcode];
+        check_arity(in, i, adapter);
+        ops_.push_back({in.opcode, adapter.bind(in, context, ropes_)});
+        const Needs needs = ops_.back().op->needs();
+        shared_bytes_ = std::max(shared_bytes_, needs.shared);
+        thread_bytes_ = std::max(thread_bytes_, needs.thread);
+    }
+    Carver measure(nullptr);
+    ropes_.place(measure, limits.max_rows);
+    workspace_bytes_ = measure.used() + shared_bytes_ + thread_bytes_ * pool_->threads();
+    row_slot_.resize(static_cast<size_t>(limits.max_rows));
+    row_position_.resize(static_cast<size_t>(limits.max_rows));
+    blocks_.reserve(static_cast<size_t>(limits.max_rows));
+}
+
+void Program::set_workspace(std::byte* workspace, int64_t bytes) {
+    expect(bytes >= workspace_bytes_,
+           "workspace of " + std::to_string(bytes) + " bytes, needed " + std::to_string(workspace_bytes_));
+    expect(reinterpret_cast<uintptr_t>(workspace) % compute::kAlign == 0, "workspace is not aligned");
+    workspace_ = workspace;
+    Carver carver(workspace);
+    ropes_.place(carver, limits_.max_rows);
+    shared_ = workspace + carver.used();
+}
+
+Step Program::prepare(const contract::ExecutionContext& c) {
+    Step step;
+    step.batch = static_cast<int64_t>(c.query_lens.size());
+    step.sampled = static_cast<int64_t>(c.sampled_rows.size());
+    step.pages = c.pages;
+    if (step.batch == 0 || step.batch > limits_.max_batch)
+        throw StepError("batch " + std::to_string(step.batch));
+    if (step.sampled > limits_.max_sampled) throw StepError("sampled rows " + std::to_string(step.sampled));
+    const auto batch = static_cast<size_t>(step.batch);
+    if (c.positions.size() != batch || c.state_slots.size() != batch || c.pages < 0 ||
+        c.page_table.size() != batch * static_cast<size_t>(c.pages)) {
+        throw StepError("positions, state_slots or page_table do not match the batch");
+    }
+    blocks_.clear();
+    for (int64_t i = 0; i < step.batch; ++i) {
+        const int64_t query = c.query_lens[i], position = c.positions[i];
+        if (query < 1 || position < 0 || position + query > limits_.max_seq_len ||
+            step.rows + query > limits_.max_rows) {
+            throw StepError("slot " + std::to_string(i) + ": " + std::to_string(query) +
+                            " rows at position " + std::to_string(position) + " exceed the program's limits");
+        }
+        for (int64_t r = 0; r < query; ++r) {
+            row_slot_[step.rows + r] = static_cast<int32_t>(i);
+            row_position_[step.rows + r] = static_cast<int32_t>(position + r);
+        }
+        for (int64_t r = 0; r < query; r += compute::kAttendRows) {
+            blocks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(step.rows + r),
+                               static_cast<int32_t>(std::min(compute::kAttendRows, query - r)),
+                               static_cast<int32_t>(position + r)});
+        }
+        step.rows += query;
+        step.longest_query = std::max(step.longest_query, query);
+        step.longest_sequence = std::max(step.longest_sequence, position + query);
+    }
+    for (const int32_t row : c.sampled_rows) {
+        if (row < 0 || row >= step.rows)
+            throw StepError("sampled row " + std::to_string(row) + " is not in the step");
+    }
+    step.query_lens = c.query_lens.data();
+    step.positions = c.positions.data();
+    step.page_table = c.page_table.data();
+    step.state_slots = c.state_slots.data();
+    step.sampled_rows = c.sampled_rows.data();
+    step.row_slot = row_slot_.data();
+    step.row_position = row_position_.data();
+    step.blocks = blocks_;
+    return step;
+}
+
+bool Program::run(const contract::ExecutionContext& context, const std::function<bool()>& poll,
+                  Counters* counters) {
+    const std::lock_guard lock(running_);
+    if (workspace_ == nullptr) throw StepError("the program has no workspace");
+    const Step step = prepare(context);
+    for (const BoundOp& bound : ops_) bound.op->check(step);
+    cancelled_.store(false, std::memory_order_relaxed);
+    stop_ = {};
+    for (auto& set : tickets_) {
+        for (auto& ticket : set) ticket.store(0, std::memory_order_relaxed);
+    }
+    pool_->run([&](int thread) { walk(thread, step, poll); });
+    if (counters) count(step, *counters);
+    return !(stop_[0] || stop_[1]);
+}
+
+void Program::walk(int thread, const Step& step, const std::function<bool()>& poll) {
+    using Clock = std::chrono::steady_clock;
+    constexpr auto kPoll = std::chrono::milliseconds(50);
+    Worker worker{kernels_,         pool_->barrier(), thread,
+                  pool_->threads(), shared_,          shared_ + shared_bytes_ + thread * thread_bytes_,
+                  nullptr};
+    Clock::time_point polled = thread == 0 ? Clock::now() : Clock::time_point{};
+    ropes_.fill(step, worker);
+    worker.sync();
+    int set = 0;
+    for (const BoundOp& bound : ops_) {
+        if (bound.op->idle(step)) continue;
+        worker.tickets = tickets_[set].data();
+        bound.op->run(step, worker);
+        if (thread == 0 && poll && Clock::now() - polled > kPoll) {
+            if (poll()) cancelled_.store(true, std::memory_order_relaxed);
+            polled = Clock::now();
+        }
+        if (thread == 0) stop_[set] = cancelled_.load(std::memory_order_relaxed);
+        worker.sync();
+        if (stop_[set]) return;
+        // The set just used is free: every thread has passed the barrier. It serves the op after the next.
+        if (thread == 0) {
+            for (auto& ticket : tickets_[set]) ticket.store(0, std::memory_order_relaxed);
+        }
+        set ^= 1;
+    }
+}
+
+void Program::count(const Step& step, Counters& counters) const {
+    for (const BoundOp& bound : ops_) {
+        if (bound.op->idle(step)) continue;
+        ++counters.dispatches[bound.opcode];
+        counters.planned_bytes += bound.op->planned_bytes(step);
+    }
+    ++counters.launches;
+}
+
+}  // namespace treadle::inference

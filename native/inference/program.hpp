@@ -1,0 +1,64 @@
+// A bound plan: the list of ops that all threads of the pool walk together, once a step.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <mutex>
+
+#include "inference/adapters.hpp"
+
+namespace treadle::inference {
+
+// Observability of one step; filled only when the caller passes one.
+struct Counters {
+    std::array<int64_t, 256> dispatches{};
+    int64_t launches = 0;
+    int64_t planned_bytes = 0;
+};
+
+class Program {
+  public:
+    // Throws BindError. With a null workspace in set_workspace the program only measures.
+    Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool exact, contract::StepLimits limits,
+            const std::vector<Instruction>& instructions);
+
+    int64_t workspace_bytes() const { return workspace_bytes_; }
+    void set_workspace(std::byte* workspace, int64_t bytes);
+
+    // Runs one step. `poll` is called by the calling thread between ops, about every 50 ms; true cancels.
+    // Returns false if the step was cancelled: registers and the states of its slots are then undefined.
+    // Throws StepError before anything runs.
+    bool run(const contract::ExecutionContext& context, const std::function<bool()>& poll,
+             Counters* counters);
+    void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+
+  private:
+    struct BoundOp {
+        uint8_t opcode;
+        std::unique_ptr<Op> op;
+    };
+
+    Step prepare(const contract::ExecutionContext& context);
+    void walk(int thread, const Step& step, const std::function<bool()>& poll);
+    void count(const Step& step, Counters& counters) const;
+
+    std::shared_ptr<ThreadPool> pool_;
+    const Kernels& kernels_;
+    contract::StepLimits limits_;
+    RopeTables ropes_;
+    std::vector<BoundOp> ops_;
+    int64_t shared_bytes_ = 0, thread_bytes_ = 0, workspace_bytes_ = 0;
+    std::byte* workspace_ = nullptr;
+    std::byte* shared_ = nullptr;
+
+    std::vector<int32_t> row_slot_, row_position_;
+    std::vector<RowBlock> blocks_;
+    std::array<std::array<std::atomic<int64_t>, kTickets>, 2> tickets_{};
+    std::atomic<bool> cancelled_{false};
+    // Written by thread 0 before a barrier, read by all after it; two, so that the next op's write is not
+    // seen early.
+    std::array<bool, 2> stop_{};
+    std::mutex running_;
+};
+
+}  // namespace treadle::inference
