@@ -17,6 +17,8 @@ TreadleError
   x InvalidWeights                    a tensor is missing, misshaped or of a dtype the plan does not accept
   x InvalidFile                       a model, tokenizer or template file is damaged or hostile
   x OutOfMemoryQuote                  the plan's memory quote exceeds what may be allocated
+  x StateExhausted                    no free state page or slot; the scheduler waits or preempts
+  x NonFiniteLogits                   a request's logits hold NaN or infinity; other requests go on
   x BackendUnavailable                the backend cannot run on this machine or with this build
   + InvalidRequest                    a request asks for something impossible or unsupported
     x PromptTooLong
@@ -46,9 +48,11 @@ __all__ = [
     "InvalidWeightRefCount",
     "InvalidWeights",
     "ModelNotFound",
+    "NonFiniteLogits",
     "NotInCache",
     "OutOfMemoryQuote",
     "PromptTooLong",
+    "StateExhausted",
     "TreadleError",
     "UnsupportedBatchSize",
     "UnsupportedModel",
@@ -123,6 +127,14 @@ class InvalidFile(TreadleError):
 
 class OutOfMemoryQuote(TreadleError):
     """The plan's memory quote exceeds what may be allocated; raised before anything is."""
+
+
+class StateExhausted(TreadleError):
+    """The state pool has no free page or slot; nothing was changed."""
+
+
+class NonFiniteLogits(TreadleError):
+    """A row of logits holds NaN or infinity, so that no token can be drawn; concerns one request only."""
 
 
 class BackendUnavailable(TreadleError):
