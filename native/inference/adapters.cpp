@@ -19,16 +19,16 @@ constexpr std::array<Adapter, 256> make_table() {
     const auto set = [&](Opcode opcode, Adapter adapter) { table[static_cast<size_t>(opcode)] = adapter; };
     // A fusion takes the operands of the instructions it replaces: the op's own, then norm weights; params in
     // order.
-    set(Opcode::embedding, {bind_embedding, 2, 1, 3, 1});
-    set(Opcode::rmsnorm, {bind_norm_op, 1, 1, 1, 1});
-    set(Opcode::layernorm, {bind_norm_op, 1, 1, 2, 1});
-    set(Opcode::residual_add, {bind_residual_add, 2, 1, 0, 1});
-    set(Opcode::multihead_attention, {bind_attention, 1, 1, 14, 1});
-    set(Opcode::swiglu, {bind_mlp, 1, 1, 6, 1});
-    set(Opcode::lm_head, {bind_lm_head, 1, 1, 2, 1});
-    set(Opcode::attention_block, {bind_attention, 2, 1, 16, 3});
-    set(Opcode::mlp_block, {bind_mlp, 2, 1, 8, 3});
-    set(Opcode::norm_lm_head, {bind_lm_head, 1, 1, 4, 2});
+    set(Opcode::embedding, {bind_embedding, 1, 2, 1, 3, 1});
+    set(Opcode::rmsnorm, {bind_norm_op, 1, 1, 1, 1, 1});
+    set(Opcode::layernorm, {bind_norm_op, 1, 1, 1, 2, 1});
+    set(Opcode::residual_add, {bind_residual_add, 2, 2, 1, 0, 1});
+    set(Opcode::multihead_attention, {bind_attention, 1, 1, 1, 14, 1});
+    set(Opcode::swiglu, {bind_mlp, 1, 1, 1, 6, 1});
+    set(Opcode::lm_head, {bind_lm_head, 1, 1, 1, 2, 1});
+    set(Opcode::attention_block, {bind_attention, 2, 2, 1, 16, 3});
+    set(Opcode::mlp_block, {bind_mlp, 2, 2, 1, 8, 3});
+    set(Opcode::norm_lm_head, {bind_lm_head, 1, 1, 1, 4, 2});
     return table;
 }
 

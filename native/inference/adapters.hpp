@@ -11,6 +11,7 @@ using BindFunction = std::unique_ptr<Op> (*)(const Instruction&, const BindConte
 
 struct Adapter {
     BindFunction bind = nullptr;
+    uint8_t min_inputs = 0;
     uint8_t max_inputs = 0;
     uint8_t outputs = 0;
     uint8_t weights = 0;

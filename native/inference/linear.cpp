@@ -18,6 +18,7 @@ bool takes_i8(const PackedMatrix& w, bool exact) {
 Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_t cols) {
     Norm norm{.present = true};
     norm.centred = params.opcode == contract::LayerNormParams::kOpcode;
+    expect(weights.size() >= (norm.centred ? 2u : 1u), "norm: a weight is missing");
     norm.gain = vector(weights[0], cols, "gain");
     if (norm.centred) {
         const auto& p = params.as<contract::LayerNormParams>();

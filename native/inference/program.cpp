@@ -9,11 +9,12 @@ void check_arity(const Instruction& in, size_t index, const Adapter& adapter) {
     const std::string where =
         "instruction " + std::to_string(index) + " (opcode " + std::to_string(in.opcode) + ")";
     expect(adapter.bind != nullptr, where + ": no adapter");
-    expect(!in.inputs.empty() && in.inputs.size() <= adapter.max_inputs, where + ": inputs");
+    expect(in.inputs.size() <= adapter.max_inputs && in.inputs.size() >= adapter.min_inputs,
+           where + ": inputs");
     expect(in.outputs.size() == adapter.outputs, where + ": outputs");
-    // A fused norm may bring one weight (rmsnorm) or two.
-    expect(in.weights.size() <= adapter.weights && in.weights.size() + 1 >= adapter.weights,
-           where + ": weights");
+    // A fused norm brings one weight (rmsnorm) or two (layernorm).
+    const size_t fewest = adapter.params > 1 ? adapter.weights - 1u : adapter.weights;
+    expect(in.weights.size() <= adapter.weights && in.weights.size() >= fewest, where + ": weights");
     expect(in.params.size() == adapter.params, where + ": params");
 }
 
