@@ -83,14 +83,12 @@ class Symbol(IntEnum):
     """Sizes known only at a step. They stand as negative numbers in shapes; positive numbers are constants."""
 
     ROWS = -1
-    """All new rows of the ragged step."""
+    """All new rows of the ragged step; in a vision stage the image patches."""
     BATCH = -2
     """Active slots of the step."""
     SAMPLED = -3
     """Rows for which logits are wanted."""
-    PATCHES = -4
-    """Image patches of a vision step."""
-    MERGED = -5
+    MERGED = -4
     """Vision rows after spatial merging."""
 
 

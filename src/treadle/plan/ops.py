@@ -1,6 +1,6 @@
 """OpSpec: the one table of what each opcode takes, gives and means.
 
-Shapes are words. `rows`, `batch`, `sampled`, `patches`, `merged` are the step's symbols; every other word is a size
+Shapes are words. `rows`, `batch`, `sampled`, `merged` are the step's symbols; every other word is a size
 that must agree wherever it appears in one instruction: from the op's params (`Params.dims()`), else from the
 first operand that has it.
 """
@@ -310,8 +310,8 @@ _TABLE: tuple[OpSpec, ...] = (
     OpSpec(
         Opcode.VISION_PATCH_EMBED,
         "pixels of each patch to a row, plus learned positions",
-        (_port("pixels: patches patch"),),
-        (_port("y: patches hidden"),),
+        (_port("pixels: rows patch"),),
+        (_port("y: rows hidden"),),
         VisionPatchEmbedParams,
         frozenset({Stage.VISION_ENCODE}),
         _slots("proj: hidden patch", "bias?: hidden", "positions?: grid hidden"),
@@ -319,7 +319,7 @@ _TABLE: tuple[OpSpec, ...] = (
     OpSpec(
         Opcode.VISION_SPATIAL_MERGE,
         "merge k x k neighbouring rows and project",
-        (_port("x: patches hidden"),),
+        (_port("x: rows hidden"),),
         (_port("y: merged out"),),
         VisionSpatialMergeParams,
         frozenset({Stage.VISION_ENCODE}),
@@ -335,7 +335,7 @@ _TABLE: tuple[OpSpec, ...] = (
     OpSpec(
         Opcode.VISION_DEEPSTACK_EXTRACT,
         "tap intermediate vision rows, merged and projected",
-        (_port("x: patches hidden"),),
+        (_port("x: rows hidden"),),
         (_port("y: merged out"),),
         VisionDeepstackExtractParams,
         frozenset({Stage.VISION_ENCODE}),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import cache
 from typing import Annotated, ClassVar, Self, get_type_hints
 
 import msgspec
@@ -94,6 +95,10 @@ class Params(msgspec.Struct, frozen=True):
         """Bytes of one page of this op's state; 0 for ops without state."""
         return 0
 
+    def stateful(self) -> bool:
+        """Whether an op that can keep state does with these params."""
+        return True
+
     def pack(self) -> ParamBlock:
         values = [getattr(self, name) for name, _ in layout(type(self))]
         try:
@@ -115,12 +120,14 @@ class Params(msgspec.Struct, frozen=True):
         return cls(*codec.unpack(block.payload))
 
 
+@cache
 def layout(cls: type[Params]) -> tuple[tuple[str, str], ...]:
     """(field, struct format) in order; field i lies at byte 4*i."""
     hints = get_type_hints(cls, include_extras=True)
     return tuple((name, hints[name].__metadata__[0]) for name in cls.__struct_fields__)
 
 
+@cache
 def _codec(cls: type[Params]) -> struct.Struct:
     fields = layout(cls)
     return struct.Struct("<" + "".join(code for _, code in fields) + ("4x" if len(fields) % 2 else ""))
@@ -184,6 +191,9 @@ class AttentionParams(Params, frozen=True):
             "q_norm_dim": self.head_dim if self.qk_norm == QKNorm.RMS_PER_HEAD else self.num_heads * self.head_dim,
             "k_norm_dim": self.head_dim if self.qk_norm == QKNorm.RMS_PER_HEAD else self.num_kv_heads * self.head_dim,
         }
+
+    def stateful(self) -> bool:
+        return self.causal == 1
 
     def state_page_bytes(self, page_tokens: int) -> int:
         width = {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(self.kv_dtype), 0)
@@ -307,6 +317,9 @@ class MLAParams(Params, frozen=True):
             "o_dim": self.num_heads * self.v_head_dim,
             "rope_half": self.rope_dim // 2,
         }
+
+    def stateful(self) -> bool:
+        return self.causal == 1
 
     def state_page_bytes(self, page_tokens: int) -> int:
         width = {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(self.kv_dtype), 0)

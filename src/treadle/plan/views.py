@@ -91,5 +91,3 @@ class PhysicalMapping:
     @property
     def total_bytes(self) -> int:
         return sum(self.buffer_bytes)
-
-

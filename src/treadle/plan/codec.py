@@ -1,0 +1,105 @@
+"""The plan file: magic, contract version, canonical MessagePack, and the SHA-256 of all that.
+
+    8 bytes   b"TREADLE\\0"
+    4 bytes   contract version, u32 little-endian
+    n bytes   ModelPlans as MessagePack (structs as arrays; it carries the compiler version and the config's hash)
+    32 bytes  SHA-256 of everything before
+
+One plan has one encoding: a file whose content would be encoded otherwise is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from treadle.errors import InvalidPlan
+from treadle.plan.ir import CONTRACT_VERSION, ModelPlans
+from treadle.plan.upgrade import upgrade_params
+from treadle.plan.verify import verify
+
+MAGIC: Final = b"TREADLE\0"
+MAX_FILE_BYTES: Final = 64 << 20
+_HEADER: Final = struct.Struct("<8sI")
+_DIGEST_BYTES: Final = 32
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ModelPlans)
+
+
+def encode(plans: ModelPlans) -> bytes:
+    """The plan file's bytes. Raises InvalidPlan where the plan breaks the contract or a field has a wrong type."""
+    verify(plans)
+    try:
+        payload = _encoder.encode(plans)
+        same = _decoder.decode(payload) == plans
+    except (TypeError, OverflowError, msgspec.MsgspecError) as error:
+        raise InvalidPlan(f"the plan cannot be written: {error}") from error
+    if not same:
+        raise InvalidPlan("the plan cannot be written: a field's value is not of its declared type")
+    body = _HEADER.pack(MAGIC, CONTRACT_VERSION) + payload
+    if len(body) + _DIGEST_BYTES > MAX_FILE_BYTES:
+        raise InvalidPlan(f"the plan takes {len(body)} bytes; a plan file may have {MAX_FILE_BYTES}")
+    return body + hashlib.sha256(body).digest()
+
+
+def decode(data: bytes) -> ModelPlans:
+    """The plans in a plan file, verified. Raises InvalidPlan: damaged, of another kind, version or encoding."""
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidPlan(f"a plan file of {len(data)} bytes; at most {MAX_FILE_BYTES} are accepted")
+    if len(data) < _HEADER.size + _DIGEST_BYTES or data[: len(MAGIC)] != MAGIC:
+        raise InvalidPlan(f"not a plan file: it begins with {bytes(data[: len(MAGIC)])!r}, expected {MAGIC!r}")
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise InvalidPlan("the plan file is damaged: its content does not have the hash that it carries")
+    _, version = _HEADER.unpack_from(data)
+    if version != CONTRACT_VERSION:
+        raise InvalidPlan(f"the plan file has contract version {version}; this release reads {CONTRACT_VERSION}")
+    payload = body[_HEADER.size :]
+    try:
+        plans = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidPlan(f"the plan file breaks the schema: {error}") from error
+    if _encoder.encode(plans) != payload:
+        raise InvalidPlan("the plan file is not in canonical form")
+    plans = upgrade_params(plans)
+    verify(plans)
+    return plans
+
+
+def plan_hash(plans: ModelPlans) -> str:
+    """SHA-256, in hex, that the plan's file carries."""
+    return encode(plans)[-_DIGEST_BYTES:].hex()
+
+
+def save(plans: ModelPlans, path: Path) -> None:
+    """Writes the plan file atomically: readers see the old file or the whole new one."""
+    data = encode(plans)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def load(path: Path) -> ModelPlans:
+    """Reads and verifies a plan file. Raises InvalidPlan, naming the file; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    try:
+        return decode(data)
+    except InvalidPlan as error:
+        raise type(error)(f"{path}: {error}") from error

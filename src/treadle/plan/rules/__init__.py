@@ -1,0 +1,1 @@
+"""The verifier's rules, by what they look at. The table that runs them is `plan/verify.py`."""

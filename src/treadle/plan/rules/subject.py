@@ -1,0 +1,132 @@
+"""What the rules look at: a compiled plan with its op specs and params looked up once, tolerant of broken plans.
+
+A rule passes over whatever another rule refuses, so that each defect has one rule that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Final
+
+import msgspec
+
+from treadle.errors import InvalidParamBlockABI, InvalidPlan
+from treadle.plan.ir import NO_WEIGHT, CompiledPlan, Instruction, RegisterSpec, WeightBinding
+from treadle.plan.ops import OPS, SYMBOLS, OpSpec
+from treadle.plan.params import PARAMS, Params
+from treadle.plan.rules.values import relation_findings, value_findings
+
+MAX_INSTRUCTIONS: Final = 8192
+MAX_BINDINGS: Final = 1 << 16
+MAX_NAME: Final = 512
+MAX_ELEMENTS: Final = 1 << 48
+
+
+class Op:
+    """One instruction with what its opcode and param block say; None or empty where they are broken."""
+
+    def __init__(self, index: int, instruction: Instruction, compiled: CompiledPlan) -> None:
+        self.index = index
+        self.instruction = instruction
+        self.compiled = compiled
+        self.spec: OpSpec | None = OPS.get(instruction.opcode)
+
+    @property
+    def label(self) -> str:
+        return f"instruction {self.index} ({self.spec.name if self.spec else f'opcode {int(self.instruction.opcode)}'})"
+
+    @cached_property
+    def params(self) -> Params | None:
+        """The params, where there is a readable block of this opcode."""
+        block_id, blocks = self.instruction.param_block_id, self.compiled.param_blocks
+        if block_id is None or not 0 <= block_id < len(blocks) or blocks[block_id].opcode != self.instruction.opcode:
+            return None
+        cls = PARAMS.get((blocks[block_id].opcode, blocks[block_id].abi_version))
+        try:
+            return None if cls is None else cls.unpack(blocks[block_id])
+        except InvalidParamBlockABI:
+            return None
+
+    @cached_property
+    def sound(self) -> Params | None:
+        """The params, where their values are in range and fit one another."""
+        params = self.params
+        if params is None or any(value_findings(params)) or any(relation_findings(params)):
+            return None
+        return params
+
+    @cached_property
+    def registers(self) -> tuple[tuple[str, tuple[str, ...], int, RegisterSpec], ...]:
+        """(port, words, register, spec) of each operand that is present."""
+        if self.spec is None:
+            return ()
+        specs = self.compiled.register_specs
+        pairs = [*zip(self.spec.inputs, self.instruction.inputs, strict=False)]
+        pairs += zip(self.spec.outputs, self.instruction.outputs, strict=False)
+        return tuple((port.name, port.shape, r, specs[r]) for port, r in pairs if 0 <= r < len(specs))
+
+    @cached_property
+    def weights(self) -> tuple[tuple[str, tuple[str, ...], WeightBinding], ...]:
+        """(slot, words, binding) of each weight that is present."""
+        if self.spec is None:
+            return ()
+        bindings = self.compiled.weight_bindings
+        pairs = zip(self.spec.weights, self.instruction.weights, strict=False)
+        return tuple((slot.name, slot.shape, bindings[w]) for slot, w in pairs if 0 <= w < len(bindings))
+
+    @cached_property
+    def present(self) -> frozenset[str]:
+        """Names of the weight slots that are filled."""
+        if self.spec is None:
+            return frozenset()
+        pairs = zip(self.spec.weights, self.instruction.weights, strict=False)
+        return frozenset(slot.name for slot, w in pairs if w != NO_WEIGHT)
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes that the params give; a size of 0 belongs to a feature that is off and binds nothing."""
+        return {} if self.sound is None else {word: size for word, size in self.sound.dims().items() if size}
+
+
+class Subject:
+    """One compiled plan under verification."""
+
+    def __init__(self, compiled: CompiledPlan) -> None:
+        self.compiled = compiled
+        self.plan = compiled.plan
+        instructions = compiled.plan.instructions[:MAX_INSTRUCTIONS]
+        self.ops = tuple(Op(i, instruction, compiled) for i, instruction in enumerate(instructions))
+
+
+Check = Callable[[Subject], Iterator[str]]
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """A check that yields one message a finding; the first one is raised as `error`."""
+
+    name: str
+    error: type[InvalidPlan]
+    check: Check
+
+
+def unify(sizes: dict[str, int], words: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
+    """Matches a shape against its words, learning sizes that are not known yet. Returns what differs, if anything."""
+    if len(words) != len(shape):
+        return f"has {len(shape)} axes, expected [{' '.join(words)}]"
+    for word, size in zip(words, shape, strict=True):
+        expected = SYMBOLS.get(word)
+        known = int(expected) if expected is not None else sizes.setdefault(word, size) if size > 0 else None
+        if known is None:
+            return f"has a symbolic size where [{' '.join(words)}] needs a constant {word}"
+        if known != size:
+            return f"has {word} = {size_name(size)}, expected {size_name(known)}"
+    return None
+
+
+def size_name(size: int) -> str:
+    return str(size) if size >= 0 else {int(v): k for k, v in SYMBOLS.items()}.get(size, str(size))
+
+
+def clip(text: str) -> str:
+    """A name as it may stand in a message."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
