@@ -1,0 +1,1 @@
+"""From a checkpoint to verified plans: the only layer that knows models by name."""

@@ -1,0 +1,87 @@
+"""Opening a checkpoint: a GGUF file or a Hugging Face directory becomes config, architecture, plans and weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from treadle.errors import ModelNotFound
+from treadle.formats.gguf import GGUFFile
+from treadle.formats.json_file import read_json
+from treadle.formats.safetensors import SafetensorsFile
+from treadle.formats.tensors import TensorSource
+from treadle.models.compile import CompileOptions, compile_model
+from treadle.models.config import Config, Keys
+from treadle.models.registry import Family, family_of_gguf, family_of_json
+from treadle.models.spec import Architecture
+from treadle.models.weights import CheckpointWeights
+from treadle.plan.ir import ModelPlans
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An open checkpoint. `tensors` is the GGUFFile or SafetensorsFile itself."""
+
+    path: Path
+    tensors: TensorSource
+    config: Config
+    architecture: Architecture
+    weights: CheckpointWeights
+
+    def compile(self, options: CompileOptions | None = None) -> ModelPlans:
+        """Verified plans, every weight of which this checkpoint holds.
+
+        Raises InvalidWeights or UnsupportedModel naming a tensor that is missing, misshaped, of an unsupported type,
+        or without a place in the architecture.
+        """
+        plans = compile_model(self.architecture, self.config.sha256(), options or CompileOptions())
+        for compiled in plans.stages():
+            self.weights.check(compiled.weight_bindings, self.architecture.unused)
+        return plans
+
+    def close(self) -> None:
+        self.tensors.close()
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a .gguf file, or a directory with config.json and safetensors.
+
+    Raises ModelNotFound, InvalidFile (damaged) or UnsupportedModel (naming what is not known).
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_directory(path)
+    if not path.exists():
+        raise ModelNotFound(f"{path}: no such file or directory")
+    return _open_gguf(path)
+
+
+def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
+    """The family and config of a config.json."""
+    values = read_json(path)
+    where = Path(path).name
+    family = family_of_json(values.get("model_type"), where)
+    return family, family.config.read(Keys.of_json(values, where))
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    family, config = read_config(path / CONFIG_NAME)
+    return _checkpoint(path, SafetensorsFile.open(path), family, config)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    tensors = GGUFFile.open(path)
+    try:
+        family = family_of_gguf(tensors.architecture, path.name)
+        config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
+        return _checkpoint(path, tensors, family, config)
+    except BaseException:
+        tensors.close()
+        raise
+
+
+def _checkpoint(path: Path, tensors: TensorSource, family: Family, config: Config) -> Checkpoint:
+    return Checkpoint(path, tensors, config, family.architecture(config), CheckpointWeights(tensors, path.name))

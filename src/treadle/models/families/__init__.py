@@ -1,0 +1,1 @@
+"""One file a family: its config fields and its architecture, as data over shared blocks."""
