@@ -59,7 +59,7 @@ struct KvLayout {
     int64_t heads;        // key/value heads
     int64_t key_dim;
     int64_t value_dim;
-    int64_t page_len;     // positions in a page: 16, 32, 48 or 64
+    int64_t page_len;     // positions in a page: 16, 32 or 64
 };
 
 int64_t kv_page_bytes(const KvLayout& kv);  // page_len * heads * (key_dim + value_dim) * sizeof(type), no padding

@@ -1,0 +1,30 @@
+// The kernel table of one ISA.
+#include "compute/isa/table.hpp"
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+const Kernels& table() {
+    static constexpr Kernels kTable{
+        .name = TREADLE_ISA_NAME,
+        .quant_bytes = quant_bytes,
+        .quantise = quantise,
+        .matmul_scratch_bytes = matmul_scratch_bytes,
+        .matmul_i8 = matmul_i8,
+        .matmul_f32 = matmul_f32,
+        .unpack_row = unpack_row,
+        .rmsnorm = rmsnorm,
+        .layernorm = layernorm,
+        .rope = rope,
+        .activate = activate,
+        .add_scaled = add_scaled,
+        .scale = scale,
+        .softcap = softcap,
+        .kv_write = kv_write,
+        .attend = attend,
+        .attend_part = attend_part,
+        .attend_merge = attend_merge,
+    };
+    return kTable;
+}
+
+}  // namespace treadle::compute::TREADLE_ISA_NS

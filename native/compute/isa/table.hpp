@@ -1,0 +1,34 @@
+// The functions of one ISA, gathered by table.cpp. Signatures and meaning: compute/kernels.hpp.
+#pragma once
+
+#include "compute/kernels.hpp"
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+int64_t quant_bytes(int64_t rows, int64_t cols);
+void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols, std::byte* dst);
+int64_t matmul_scratch_bytes(int64_t cols);
+void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows, float* y,
+               int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx, int64_t rows,
+                float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+void unpack_row(const PackedMatrix& w, int64_t row, float* dst);
+
+void rmsnorm(const float* x, const float* gain, float gain_offset, float eps, int64_t cols, float* y);
+void layernorm(const float* x, const float* gain, const float* bias, float eps, int64_t cols, float* y);
+void rope(float* head, const float* cosine, const float* sine, int64_t half, RopeStyle style);
+void activate(const float* gate, const float* up, int64_t n, const ActivationParams& params, float* y);
+void add_scaled(const float* a, const float* b, float factor, int64_t n, float* y);
+void scale(const float* x, float factor, int64_t n, float* y);
+void softcap(const float* x, float cap, int64_t n, float* y);
+
+void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int64_t head0, int64_t head1,
+              const float* k, const float* v);
+void attend(const Attention& a, const AttendRows& r, int64_t kv_head, std::byte* scratch);
+void attend_part(const Attention& a, const AttendRows& r, int64_t kv_head, int64_t split, float* parts,
+                 std::byte* scratch);
+void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts, std::byte* scratch);
+
+const Kernels& table();
+
+}  // namespace treadle::compute::TREADLE_ISA_NS

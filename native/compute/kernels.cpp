@@ -1,0 +1,91 @@
+// Chooses the kernel table for this CPU.
+#include "compute/kernels.hpp"
+
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace treadle::compute {
+
+#if TREADLE_HAVE_AVX512
+namespace avx512 { const Kernels& table(); }
+#endif
+#if TREADLE_HAVE_AVX2
+namespace avx2 { const Kernels& table(); }
+#endif
+#if TREADLE_HAVE_NEON
+namespace neon { const Kernels& table(); }
+#endif
+namespace plain { const Kernels& table(); }
+
+namespace {
+
+struct Supported {
+    std::array<const Kernels*, 4> tables{};
+    size_t count = 0;
+    void add(const Kernels& k) { tables[count++] = &k; }
+};
+
+Supported detect() {
+    Supported s;
+#if TREADLE_HAVE_AVX512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
+        s.add(avx512::table());
+#endif
+#if TREADLE_HAVE_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+        s.add(avx2::table());
+#endif
+#if TREADLE_HAVE_NEON
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) s.add(neon::table());
+#endif
+    s.add(plain::table());
+    return s;
+}
+
+const Supported& supported() {
+    static const Supported s = detect();
+    return s;
+}
+
+const Kernels& choose() {
+    const char* asked = std::getenv("TREADLE_ISA");
+    if (asked == nullptr || *asked == '\0') return *supported().tables[0];
+    if (const Kernels* k = kernels_for(asked)) return *k;
+    std::string known;
+    for (const Kernels* k : supported_kernels()) known += std::string(known.empty() ? "" : ", ") + k->name;
+    throw std::runtime_error("TREADLE_ISA=" + std::string(asked) + " is not available here; there is " + known);
+}
+
+}  // namespace
+
+std::span<const Kernels* const> supported_kernels() { return {supported().tables.data(), supported().count}; }
+
+const Kernels* kernels_for(std::string_view isa) {
+    for (const Kernels* k : supported_kernels())
+        if (isa == k->name) return k;
+    return nullptr;
+}
+
+const Kernels& kernels() {
+    static const Kernels& chosen = choose();
+    return chosen;
+}
+
+void rope_table(const float* inv_freq, int64_t half, float position, float factor, float* cosine, float* sine) {
+    for (int64_t i = 0; i < half; ++i) {
+        const double angle = position * inv_freq[i];
+        cosine[i] = static_cast<float>(factor * std::cos(angle));
+        sine[i] = static_cast<float>(factor * std::sin(angle));
+    }
+}
+
+}  // namespace treadle::compute

@@ -1,0 +1,91 @@
+// The native vector of AVX2 with FMA and F16C: 8 lanes.
+#pragma once
+#include <immintrin.h>
+
+#define TREADLE_INLINE static inline __attribute__((always_inline))
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+inline constexpr int kLanes = 8;
+inline constexpr int kSignedBias = 0;  // signed weights stay signed
+inline constexpr int kTileRows = 4;
+inline constexpr int kFloatRows = 6;
+inline constexpr int kFloatVectors = 2;
+
+using F = __m256;
+using I = __m256i;
+using B = __m256i;
+using M = __m256;
+
+TREADLE_INLINE F zero() { return _mm256_setzero_ps(); }
+TREADLE_INLINE F set1(float x) { return _mm256_set1_ps(x); }
+TREADLE_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+TREADLE_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a); }
+TREADLE_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+TREADLE_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+TREADLE_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+TREADLE_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+TREADLE_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+TREADLE_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+TREADLE_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+TREADLE_INLINE M less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+TREADLE_INLINE F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, m); }
+TREADLE_INLINE F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+TREADLE_INLINE F with_sign(F magnitude, F sign) {
+    return _mm256_or_ps(magnitude, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
+}
+
+TREADLE_INLINE F load_f16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+TREADLE_INLINE F load_bf16(const uint16_t* p) {
+    __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+TREADLE_INLINE I bytes_at(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+TREADLE_INLINE F load_bf16_even(const uint16_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bytes_at(p), 16));
+}
+TREADLE_INLINE F load_bf16_odd(const uint16_t* p) {
+    return _mm256_castsi256_ps(_mm256_and_si256(bytes_at(p), _mm256_set1_epi32(-65536)));
+}
+TREADLE_INLINE void store_f16(uint16_t* p, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+TREADLE_INLINE I iset1(int32_t x) { return _mm256_set1_epi32(x); }
+TREADLE_INLINE I iload(const int32_t* p) { return bytes_at(p); }
+TREADLE_INLINE void istore(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+TREADLE_INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
+TREADLE_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
+TREADLE_INLINE F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+TREADLE_INLINE F pow2(I n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, iset1(127)), 23)); }
+TREADLE_INLINE void store_i8(int8_t* p, I a) {
+    __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(s, s));
+}
+
+TREADLE_INLINE B bload(const std::byte* p) { return bytes_at(p); }
+TREADLE_INLINE void bstore(std::byte* p, B a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+TREADLE_INLINE B low_nibbles(B a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+TREADLE_INLINE B high_nibbles(B a) { return low_nibbles(_mm256_srli_epi16(a, 4)); }
+TREADLE_INLINE B from_signed(B a) { return a; }
+template <bool Signed>
+TREADLE_INLINE I byte_of(B a, int i) {
+    if constexpr (Signed) return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * i), 24);
+    return _mm256_and_si256(_mm256_srli_epi32(a, 8 * i), iset1(255));
+}
+// Pairs of products are added in 16 bits: |w| <= 128 and |x| <= 127 keep that below 2^15.
+template <bool Signed>
+TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    __m256i b = _mm256_set1_epi32(four);
+    __m256i pairs = Signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(b, w))
+                           : _mm256_maddubs_epi16(w, b);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace treadle::compute::TREADLE_ISA_NS

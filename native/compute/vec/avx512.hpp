@@ -1,0 +1,92 @@
+// The native vector of AVX-512 (F, BW, DQ, VL, VNNI): 16 lanes.
+#pragma once
+// GCC 12 warns about its own undefined vectors (bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#define TREADLE_INLINE static inline __attribute__((always_inline))
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+inline constexpr int kLanes = 16;
+inline constexpr int kSignedBias = 128;  // signed weights are kept as w + 128, unsigned
+inline constexpr int kTileRows = 16;     // rows of the int8 tile
+inline constexpr int kFloatRows = 6;     // rows and vectors of the f32 tile
+inline constexpr int kFloatVectors = 4;
+
+using F = __m512;
+using I = __m512i;
+using B = __m512i;
+using M = __mmask16;
+
+TREADLE_INLINE F zero() { return _mm512_setzero_ps(); }
+TREADLE_INLINE F set1(float x) { return _mm512_set1_ps(x); }
+TREADLE_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+TREADLE_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+TREADLE_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+TREADLE_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+TREADLE_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+TREADLE_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
+TREADLE_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+TREADLE_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }  // a > b ? a : b
+TREADLE_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }  // a < b ? a : b
+TREADLE_INLINE M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+TREADLE_INLINE F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }  // m ? a : b
+TREADLE_INLINE F abs(F a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+TREADLE_INLINE F with_sign(F magnitude, F sign) {
+    return _mm512_or_ps(magnitude, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign));
+}
+
+TREADLE_INLINE F load_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+TREADLE_INLINE F load_bf16(const uint16_t* p) {
+    __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+// kLanes pairs of bf16: the even elements, the odd ones.
+TREADLE_INLINE F load_bf16_even(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+TREADLE_INLINE F load_bf16_odd(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(-65536)));
+}
+TREADLE_INLINE void store_f16(uint16_t* p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+TREADLE_INLINE I iset1(int32_t x) { return _mm512_set1_epi32(x); }
+TREADLE_INLINE I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
+TREADLE_INLINE void istore(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+TREADLE_INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+TREADLE_INLINE I to_int(F a) { return _mm512_cvtps_epi32(a); }  // nearest, ties to even; |a| < 2^22
+TREADLE_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+TREADLE_INLINE F pow2(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, iset1(127)), 23)); }
+TREADLE_INLINE void store_i8(int8_t* p, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+
+TREADLE_INLINE B bload(const std::byte* p) { return _mm512_loadu_si512(p); }
+TREADLE_INLINE void bstore(std::byte* p, B a) { _mm512_storeu_si512(p, a); }
+TREADLE_INLINE B low_nibbles(B a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+TREADLE_INLINE B high_nibbles(B a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }
+TREADLE_INLINE B from_signed(B a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
+// Byte i (0..3) of every lane, as from_signed() or the nibble functions left it.
+template <bool Signed>
+TREADLE_INLINE I byte_of(B a, int i) {
+    return _mm512_and_si512(_mm512_srli_epi32(a, static_cast<unsigned>(8 * i)), iset1(255));
+}
+// acc[lane] += sum over 4 bytes w[lane, i] * x[i].
+template <bool Signed>
+TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+
+TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace treadle::compute::TREADLE_ISA_NS

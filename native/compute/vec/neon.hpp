@@ -1,0 +1,88 @@
+// The native vector of AArch64 NEON with the dot product extension: 4 lanes.
+#pragma once
+#include <arm_neon.h>
+
+#define TREADLE_INLINE static inline __attribute__((always_inline))
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+inline constexpr int kLanes = 4;
+inline constexpr int kSignedBias = 0;
+inline constexpr int kTileRows = 8;
+inline constexpr int kFloatRows = 6;
+inline constexpr int kFloatVectors = 4;
+
+using F = float32x4_t;
+using I = int32x4_t;
+using B = int8x16_t;
+using M = uint32x4_t;
+
+TREADLE_INLINE F zero() { return vdupq_n_f32(0.0f); }
+TREADLE_INLINE F set1(float x) { return vdupq_n_f32(x); }
+TREADLE_INLINE F load(const float* p) { return vld1q_f32(p); }
+TREADLE_INLINE void store(float* p, F a) { vst1q_f32(p, a); }
+TREADLE_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
+TREADLE_INLINE F sub(F a, F b) { return vsubq_f32(a, b); }
+TREADLE_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
+TREADLE_INLINE F div(F a, F b) { return vdivq_f32(a, b); }
+TREADLE_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+TREADLE_INLINE F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+TREADLE_INLINE F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+TREADLE_INLINE M less(F a, F b) { return vcltq_f32(a, b); }
+TREADLE_INLINE F select(M m, F a, F b) { return vbslq_f32(m, a, b); }
+TREADLE_INLINE F abs(F a) { return vabsq_f32(a); }
+TREADLE_INLINE F with_sign(F magnitude, F sign) {
+    return vbslq_f32(vdupq_n_u32(0x80000000u), sign, magnitude);
+}
+
+TREADLE_INLINE F load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+TREADLE_INLINE F load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+TREADLE_INLINE uint32x4_t words_at(const void* p) {
+    uint32x4_t a;
+    __builtin_memcpy(&a, p, 16);
+    return a;
+}
+TREADLE_INLINE F load_bf16_even(const uint16_t* p) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(words_at(p), 16));
+}
+TREADLE_INLINE F load_bf16_odd(const uint16_t* p) {
+    return vreinterpretq_f32_u32(vandq_u32(words_at(p), vdupq_n_u32(0xffff0000u)));
+}
+TREADLE_INLINE void store_f16(uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+
+TREADLE_INLINE I iset1(int32_t x) { return vdupq_n_s32(x); }
+TREADLE_INLINE I iload(const int32_t* p) { return vld1q_s32(p); }
+TREADLE_INLINE void istore(int32_t* p, I a) { vst1q_s32(p, a); }
+TREADLE_INLINE I iadd(I a, I b) { return vaddq_s32(a, b); }
+TREADLE_INLINE I to_int(F a) { return vcvtnq_s32_f32(a); }
+TREADLE_INLINE F to_float(I a) { return vcvtq_f32_s32(a); }
+TREADLE_INLINE F pow2(I n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, iset1(127)), 23)); }
+TREADLE_INLINE void store_i8(int8_t* p, I a) {
+    int16x4_t s = vmovn_s32(a);
+    int8x8_t b = vmovn_s16(vcombine_s16(s, s));
+    __builtin_memcpy(p, &b, 4);
+}
+
+TREADLE_INLINE B bload(const std::byte* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
+TREADLE_INLINE void bstore(std::byte* p, B a) { vst1q_s8(reinterpret_cast<int8_t*>(p), a); }
+TREADLE_INLINE B low_nibbles(B a) { return vandq_s8(a, vdupq_n_s8(15)); }
+TREADLE_INLINE B high_nibbles(B a) {
+    return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(a), 4));
+}
+TREADLE_INLINE B from_signed(B a) { return a; }
+template <bool Signed>
+TREADLE_INLINE I byte_of(B a, int i) {
+    int32x4_t top = vshlq_s32(vreinterpretq_s32_s8(a), vdupq_n_s32(24 - 8 * i));
+    if constexpr (Signed) return vshrq_n_s32(top, 24);
+    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(top), 24));
+}
+template <bool Signed>
+TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    return vdotq_s32(acc, w, vreinterpretq_s8_s32(vdupq_n_s32(four)));
+}
+
+TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+
+}  // namespace treadle::compute::TREADLE_ISA_NS

@@ -1,0 +1,82 @@
+// Picks the native vector by the compiler's target flags and builds on it: V16, sixteen f32 lanes on every ISA, and
+// canonical reductions, so that sums come out the same whatever the native width is.
+// Code in the ISA namespace calls no std:: function template: a linker may keep any one ISA's copy of those.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include "compute/vec/avx512.hpp"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "compute/vec/avx2.hpp"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "compute/vec/neon.hpp"
+#else
+#include "compute/vec/plain.hpp"
+#endif
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+inline constexpr int kParts = 16 / kLanes;
+
+struct V16 {
+    F part[kParts];
+};
+
+#define TREADLE_PARTS(expression)                       \
+    V16 r;                                              \
+    for (int i = 0; i < kParts; ++i) r.part[i] = (expression); \
+    return r
+
+TREADLE_INLINE V16 vset1(float x) { TREADLE_PARTS(set1(x)); }
+TREADLE_INLINE V16 vload(const float* p) { TREADLE_PARTS(load(p + i * kLanes)); }
+TREADLE_INLINE void vstore(float* p, const V16& a) {
+    for (int i = 0; i < kParts; ++i) store(p + i * kLanes, a.part[i]);
+}
+TREADLE_INLINE V16 vadd(const V16& a, const V16& b) { TREADLE_PARTS(add(a.part[i], b.part[i])); }
+TREADLE_INLINE V16 vsub(const V16& a, const V16& b) { TREADLE_PARTS(sub(a.part[i], b.part[i])); }
+TREADLE_INLINE V16 vmul(const V16& a, const V16& b) { TREADLE_PARTS(mul(a.part[i], b.part[i])); }
+TREADLE_INLINE V16 vmax(const V16& a, const V16& b) { TREADLE_PARTS(max(a.part[i], b.part[i])); }
+TREADLE_INLINE V16 vabs(const V16& a) { TREADLE_PARTS(abs(a.part[i])); }
+TREADLE_INLINE V16 vfma(const V16& a, const V16& b, const V16& c) {
+    TREADLE_PARTS(fma(a.part[i], b.part[i], c.part[i]));
+}
+#undef TREADLE_PARTS
+
+// The first n (1..16) elements; the lanes past them are `fill`.
+TREADLE_INLINE V16 vload_n(const float* p, int64_t n, float fill) {
+    alignas(64) float t[16];
+    for (int i = 0; i < 16; ++i) t[i] = i < n ? p[i] : fill;
+    return vload(t);
+}
+TREADLE_INLINE void vstore_n(float* p, const V16& a, int64_t n) {
+    alignas(64) float t[16];
+    vstore(t, a);
+    for (int i = 0; i < n; ++i) p[i] = t[i];
+}
+
+// Canonical trees: lanes 8 apart, then 4, 2, 1.
+TREADLE_INLINE float reduce_add(const V16& a) {
+    alignas(64) float t[16];
+    vstore(t, a);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) t[i] = t[i] + t[i + width];
+    return t[0];
+}
+TREADLE_INLINE float reduce_max(const V16& a) {
+    alignas(64) float t[16];
+    vstore(t, a);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) t[i] = t[i] > t[i + width] ? t[i] : t[i + width];
+    return t[0];
+}
+
+// memcpy and memset without <cstring>'s inline wrappers.
+TREADLE_INLINE void copy_bytes(void* to, const void* from, int64_t n) {
+    __builtin_memcpy(to, from, static_cast<size_t>(n));
+}
+TREADLE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+TREADLE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace treadle::compute::TREADLE_ISA_NS
