@@ -10,11 +10,10 @@ One plan has one encoding: a file whose content would be encoded otherwise is re
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import struct
-import tempfile
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -82,17 +81,15 @@ def plan_hash(plans: ModelPlans) -> str:
 def save(plans: ModelPlans, path: Path) -> None:
     """Writes the plan file atomically: readers see the old file or the whole new one."""
     data = encode(plans)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> ModelPlans:

@@ -135,8 +135,11 @@ def verify_compiled(compiled: CompiledPlan) -> None:
             raise rule.error(f"{compiled.stage.name.lower()}: {finding} [{rule.name}]")
 
 
-def verify(plans: ModelPlans) -> None:
-    """Verifies every stage, then what they share. Raises a kind of InvalidPlan."""
+def verify(plans: ModelPlans | CompiledPlan) -> None:
+    """Verifies one stage's plan, or every stage of a model and what they share. Raises a kind of InvalidPlan."""
+    if isinstance(plans, CompiledPlan):
+        verify_compiled(plans)
+        return
     for compiled in plans.stages():
         verify_compiled(compiled)
     for rule in MODEL_RULES:

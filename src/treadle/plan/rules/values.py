@@ -49,6 +49,8 @@ class Range(msgspec.Struct, frozen=True):
     low: float = -inf
     high: float = inf
     values: frozenset[int] | None = None
+    kind: type[IntEnum] | None = None
+    """The enum that the values belong to."""
 
     def holds(self, value: float) -> bool:
         if self.values is not None:
@@ -61,7 +63,7 @@ _TINY = 1e-45
 
 
 def _enum(kind: type[IntEnum]) -> Range:
-    return Range(f"one of {', '.join(f'{m.value} {m.name.lower()}' for m in kind)}", values=frozenset(kind))
+    return Range(f"one of {', '.join(f'{m.value} {m.name.lower()}' for m in kind)}", values=frozenset(kind), kind=kind)
 
 
 SIZE: Final = Range(f"1..{MAX_SIZE}", 1, MAX_SIZE)
@@ -71,7 +73,7 @@ FINITE: Final = Range("a finite number", -_F32_MAX, _F32_MAX)
 NOT_NEGATIVE: Final = Range("a finite number >= 0", 0.0, _F32_MAX)
 POSITIVE: Final = Range("a finite number > 0", _TINY, _F32_MAX)
 ACTIVATION: Final = _enum(Activation)
-STATE_DTYPE: Final = Range("0 f32, 1 f16 or 2 bf16", values=frozenset({DType.F32, DType.F16, DType.BF16}))
+STATE_DTYPE: Final = Range("0 f32, 1 f16 or 2 bf16", values=frozenset({DType.F32, DType.F16, DType.BF16}), kind=DType)
 _NORM: Final = {"eps": NOT_NEGATIVE, "gain_offset": FINITE}
 _MERGE: Final = {
     "merge": Range("1..64", 1, 64),
