@@ -1,0 +1,35 @@
+"""Fixtures that several folders share: tiny checkpoints and SmolLM2, each made or fetched once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name in `tiny.CONFIGS` -> its Hugging Face directory."""
+    from tests import tiny  # brings torch, which most tests do without
+
+    root = tmp_path_factory.mktemp("tiny")
+    return cache(lambda name: tiny.save(name, root / name))
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """(name in `tiny.CONFIGS`, ggml type of its matrices) -> its GGUF file."""
+    from tests import tiny
+
+    root = tmp_path_factory.mktemp("tiny_gguf")
+    return cache(lambda name, dtype: tiny.export_gguf(name, root / f"{name}-{dtype}.gguf", dtype))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct (Q4_1 GGUF), pulled as `treadle pull smollm2` does."""
+    from treadle.formats import hub
+
+    return hub.pull("smollm2").path
