@@ -67,7 +67,7 @@ using f32 = float;
     P(18, VisionDeepstackExtractParams, TREADLE_VISION_DEEPSTACK_EXTRACT_V1) \
     P(19, VisionScatterParams, TREADLE_VISION_SCATTER_V1)
 
-#define TREADLE_FIELD(type, name) type name;
+#define TREADLE_FIELD(type, name) type name = {};
 #define TREADLE_STRUCT(opcode, name, fields) \
     struct alignas(8) name { \
         static constexpr uint8_t kOpcode = opcode; \

@@ -238,8 +238,7 @@ class AttentionOp final : public Op {
             const compute::AttendRows rows = rows_of(step, p, block);
             const compute::SplitRange range = compute::attend_splits(attention_, rows);
             if (split < range.first || split >= range.last) continue;
-            float* parts = parts_of(block, head) + (split - range.first) * block.rows * group_ * part;
-            worker.kernels.attend_part(attention_, rows, head, split, parts, p.attend);
+            worker.kernels.attend_part(attention_, rows, head, split, parts_of(block, head), p.attend);
         }
         worker.sync();
         for (int64_t item; (item = worker.next(kMergeTicket)) < heads;) {
