@@ -1,0 +1,52 @@
+"""The backends by name. A backend's module is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.errors import BackendUnavailable
+from treadle.inference.backends.base import Backend
+from treadle.plan.views import TensorView
+
+Numerics = Literal["fast", "exact"]
+"""fast: int8 activations where weights are quantised. exact: f32 activations on dequantised values."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """`threads` None: as many as there are cores. `decode`: values of a stored tensor, f32 in its shape."""
+
+    threads: int | None
+    numerics: Numerics
+    decode: Callable[[TensorView], NDArray[np.float32]]
+
+
+def _cpu(options: BackendOptions) -> Backend:
+    from treadle.inference.backends.cpu import CpuBackend
+
+    return CpuBackend(threads=options.threads, numerics=options.numerics)
+
+
+def _reference(options: BackendOptions) -> Backend:
+    from treadle.inference.backends.reference import ReferenceBackend
+
+    return ReferenceBackend(options.decode)
+
+
+BACKENDS: Final[dict[str, Callable[[BackendOptions], Backend]]] = {"cpu": _cpu, "reference": _reference}
+
+
+def create(name: str, options: BackendOptions) -> Backend:
+    """The backend of that name. Raises BackendUnavailable for an unknown name or one that cannot run here."""
+    if name not in BACKENDS:
+        raise BackendUnavailable(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+    if options.numerics not in get_args(Numerics):
+        raise BackendUnavailable(f"unknown numerics {options.numerics!r}; known: {', '.join(get_args(Numerics))}")
+    if options.threads is not None and options.threads < 1:
+        raise BackendUnavailable(f"threads must be at least 1, found {options.threads}")
+    return BACKENDS[name](options)

@@ -1,0 +1,368 @@
+"""The reference backend: every op by its NumPy definition in f32. Slow and plain; the others are tested against it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.compute import reference as ops
+from treadle.errors import Cancelled
+from treadle.inference.backends.base import F32, Bytes, LinkRequest
+from treadle.inference.memory import aligned
+from treadle.plan.adapters import AdapterCapability, AdapterTable, BatchSupport
+from treadle.plan.context import ExecutionContext
+from treadle.plan.ir import (
+    NO_REGISTER,
+    NO_WEIGHT,
+    CompiledPlan,
+    DType,
+    Instruction,
+    Opcode,
+    RegisterSpec,
+    Symbol,
+    WeightBinding,
+)
+from treadle.plan.ops import OPS
+from treadle.plan.params import (
+    Activation,
+    AttentionParams,
+    EmbeddingParams,
+    LayerNormParams,
+    LMHeadParams,
+    Params,
+    QKNorm,
+    ResidualAddParams,
+    RMSNormParams,
+    RopeStyle,
+    SwiGLUParams,
+    unpack,
+)
+from treadle.plan.views import StateBlockHandle, StepLimits, TensorView
+
+Array = NDArray[np.generic]
+I32 = NDArray[np.int32]
+
+NUMPY: Final[Mapping[DType, np.dtype[np.generic]]] = {
+    DType.F32: np.dtype(np.float32),
+    DType.F16: np.dtype(np.float16),
+    DType.BF16: np.dtype(ml_dtypes.bfloat16),
+    DType.I32: np.dtype(np.int32),
+}
+ACTIVATIONS: Final[Mapping[int, Callable[[F32], F32]]] = {
+    Activation.SILU: ops.silu,
+    Activation.GELU: ops.gelu,
+    Activation.GELU_TANH: ops.gelu_tanh,
+    Activation.RELU: ops.relu,
+    Activation.RELU2: ops.relu2,
+    Activation.TANH: ops.tanh,
+    Activation.SIGMOID: ops.sigmoid,
+    Activation.IDENTITY: ops.identity,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A logical register in its physical buffer."""
+
+    buffer: Bytes
+    spec: RegisterSpec
+
+    def view(self, sizes: Mapping[int, int]) -> Array:
+        """The register's array at the sizes of a step."""
+        shape = tuple(sizes[n] if n < 0 else n for n in self.spec.shape)
+        dtype = NUMPY[self.spec.dtype]
+        return self.buffer[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An instruction with its operands resolved. `weights` by slot name; absent ones are None."""
+
+    opcode: Opcode
+    params: Params
+    inputs: tuple[Register | None, ...]
+    output: Register
+    weights: Mapping[str, F32 | None]
+    state: StateBlockHandle | None
+    page_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    context: ExecutionContext
+    sizes: Mapping[int, int]
+    positions: I32
+    """[rows] position of every row in its sequence."""
+
+    def input(self, op: Bound, index: int = 0) -> F32:
+        return cast(F32, cast(Register, op.inputs[index]).view(self.sizes))
+
+
+def _embedding(op: Bound, step: Step) -> F32:
+    params, w = cast(EmbeddingParams, op.params), op.weights
+    ids = cast(I32, step.input(op))
+    types = cast(I32, step.input(op, 1)) if len(op.inputs) > 1 and op.inputs[1] is not None else None
+    rows = step.positions + np.int32(params.position_offset)
+    return ops.embedding(ids, cast(F32, w["table"]), params.scale, rows, w["positions"], types, w["types"])
+
+
+def _rmsnorm(op: Bound, step: Step) -> F32:
+    params = cast(RMSNormParams, op.params)
+    return ops.rmsnorm(step.input(op), op.weights["gain"], params.eps, params.gain_offset)
+
+
+def _layernorm(op: Bound, step: Step) -> F32:
+    params = cast(LayerNormParams, op.params)
+    return ops.layernorm(step.input(op), op.weights["gain"], op.weights["bias"], params.eps, params.gain_offset)
+
+
+def _residual_add(op: Bound, step: Step) -> F32:
+    return ops.residual_add(step.input(op), step.input(op, 1), cast(ResidualAddParams, op.params).scale)
+
+
+def _swiglu(op: Bound, step: Step) -> F32:
+    params, w = cast(SwiGLUParams, op.params), op.weights
+    clamped = params.activation == Activation.SWIGLU_CLAMPED
+    return ops.swiglu(
+        step.input(op),
+        w["gate"],
+        cast(F32, w["up"]),
+        cast(F32, w["down"]),
+        w["gate_bias"],
+        w["up_bias"],
+        w["down_bias"],
+        ops.identity if clamped else ACTIVATIONS[params.activation],
+        (params.alpha, params.limit) if clamped else None,
+    )
+
+
+def _lm_head(op: Bound, step: Step) -> F32:
+    params = cast(LMHeadParams, op.params)
+    x = step.input(op)[step.context.sampled_rows]
+    return ops.lm_head(x, cast(F32, op.weights["weight"]), op.weights["bias"], params.scale, params.softcap)
+
+
+def _attention(op: Bound, step: Step) -> F32:
+    """Projections of all rows, then each slot's rows over that slot's keys."""
+    params, w = cast(AttentionParams, op.params), op.weights
+    x = step.input(op)
+    q = _head_norm(_projection(x, w, "q", params), params, w["q_norm"], params.num_heads)
+    k = _head_norm(_projection(x, w, "k", params), params, w["k_norm"], params.num_kv_heads)
+    v = _projection(x, w, "v", params).reshape(len(x), params.num_kv_heads, params.v_head_dim)
+    if (inv_freq := w["rope_inv_freq"]) is not None:
+        interleaved = params.rope_style == RopeStyle.INTERLEAVED
+        q = ops.rope(q, step.positions, inv_freq, interleaved, params.rope_scale)
+        k = ops.rope(k, step.positions, inv_freq, interleaved, params.rope_scale)
+    mixed = np.empty((len(x), params.num_heads, params.v_head_dim), np.float32)
+    start = 0
+    for slot, count in enumerate(step.context.query_lens.tolist()):
+        rows = slice(start, start + count)
+        keys, values = _with_past(op, step, slot, k[rows], v[rows])
+        mixed[rows] = ops.attention(
+            q[rows],
+            keys,
+            values,
+            step.positions[rows],
+            np.arange(len(keys), dtype=np.int32),
+            params.scale,
+            bool(params.causal),
+            params.window,
+            params.softcap,
+            w["sinks"],
+            w["slopes"],
+        )
+        start += count
+    flat = mixed.reshape(len(x), -1)
+    if params.output_gate:
+        flat = ops.gate_output(flat, x, cast(F32, w["gate"]))
+    return ops.linear(flat, cast(F32, w["o"]), w["o_bias"])
+
+
+def _projection(x: F32, w: Mapping[str, F32 | None], name: str, params: AttentionParams) -> F32:
+    y = ops.linear(x, cast(F32, w[name]), w[f"{name}_bias"])
+    return np.clip(y, -params.qkv_clip, params.qkv_clip) if params.qkv_clip else y
+
+
+def _head_norm(y: F32, params: AttentionParams, gain: F32 | None, heads: int) -> F32:
+    """Normalised as the params say; [rows, heads, head_dim]."""
+    eps, offset, shape = params.qk_norm_eps, params.qk_norm_gain_offset, (len(y), heads, params.head_dim)
+    if params.qk_norm == QKNorm.RMS_WHOLE:
+        return ops.rmsnorm(y, gain, eps, offset).reshape(shape)
+    if params.qk_norm == QKNorm.RMS_PER_HEAD:
+        return ops.rmsnorm(y.reshape(shape), gain, eps, offset)
+    if params.qk_norm == QKNorm.LAYERNORM_PER_HEAD:
+        return ops.layernorm_per_head(y.reshape(shape), cast(F32, gain), eps, offset)
+    return y.reshape(shape)
+
+
+def _with_past(op: Bound, step: Step, index: int, k: F32, v: F32) -> tuple[F32, F32]:
+    """Writes a slot's new keys and values to its pages; returns all of the slot's, [tokens, kv_heads, dim].
+
+    A page holds K [page_tokens, kv_heads, head_dim], then V [page_tokens, kv_heads, v_head_dim].
+    """
+    if op.state is None:
+        return k, v
+    context, params, tokens = step.context, cast(AttentionParams, op.params), op.page_tokens
+    dtype = NUMPY[DType(params.kv_dtype)]
+    begin, end = int(context.positions[index]), int(context.seq_lens[index])
+    cut = tokens * params.num_kv_heads * params.head_dim
+    keys, values = [], []
+    for p in range(-(-end // tokens)):
+        page = op.state.page(int(context.page_table[index, p])).view(dtype)
+        page_k = page[:cut].reshape(tokens, params.num_kv_heads, params.head_dim)
+        page_v = page[cut:].reshape(tokens, params.num_kv_heads, params.v_head_dim)
+        first, last = max(begin, p * tokens), min(end, (p + 1) * tokens)
+        if first < last:
+            page_k[first - p * tokens : last - p * tokens] = k[first - begin : last - begin]
+            page_v[first - p * tokens : last - p * tokens] = v[first - begin : last - begin]
+        keys.append(page_k)
+        values.append(page_v)
+    return np.concatenate(keys)[:end].astype(np.float32), np.concatenate(values)[:end].astype(np.float32)
+
+
+Adapter = Callable[[Bound, Step], F32]
+_WEIGHTS: Final = frozenset(DType) - {DType.I8, DType.U8, DType.I32, DType.I64}
+_NATIVE: Final = AdapterCapability(dtypes=_WEIGHTS)
+_PER_SLOT: Final = AdapterCapability(dtypes=_WEIGHTS, batch=BatchSupport.PER_SLOT)
+
+TABLE: Final[AdapterTable[Adapter]] = AdapterTable(
+    "reference",
+    {
+        Opcode.EMBEDDING: (_embedding, _NATIVE),
+        Opcode.RMSNORM: (_rmsnorm, _NATIVE),
+        Opcode.LAYERNORM: (_layernorm, _NATIVE),
+        Opcode.MULTIHEAD_ATTENTION: (_attention, _PER_SLOT),
+        Opcode.SWIGLU: (_swiglu, _NATIVE),
+        Opcode.RESIDUAL_ADD: (_residual_add, _NATIVE),
+        Opcode.LM_HEAD: (_lm_head, _NATIVE),
+    },
+)
+CLAIMED: Final = frozenset(
+    {
+        Opcode.EMBEDDING,
+        Opcode.RMSNORM,
+        Opcode.LAYERNORM,
+        Opcode.MULTIHEAD_ATTENTION,
+        Opcode.SWIGLU,
+        Opcode.RESIDUAL_ADD,
+        Opcode.LM_HEAD,
+    }
+)
+assert TABLE.claimed() == CLAIMED, "the reference table is incomplete"
+
+
+class ReferenceProgram:
+    """A plan as a list of bound instructions, run one after another."""
+
+    def __init__(self, request: LinkRequest) -> None:
+        plan = request.compiled.plan
+        self._registers = tuple(
+            Register(request.registers[request.mapping.buffer_of[r]], spec)
+            for r, spec in enumerate(request.compiled.register_specs)
+        )
+        self._inputs = tuple(self._registers[r] for r in plan.inputs)
+        self._outputs = tuple(self._registers[r] for r in plan.outputs)
+        self._ops = tuple(_bind(instruction, request, self._registers) for instruction in plan.instructions)
+        self._cancelled = threading.Event()
+        self._running = False
+
+    def run(self, context: ExecutionContext) -> tuple[F32, ...]:
+        """One step; see `BoundProgram.run`. Raises InvalidBatchSize, Cancelled."""
+        context.check()
+        rows = context.rows
+        sizes = {Symbol.ROWS: rows, Symbol.BATCH: context.batch_size, Symbol.SAMPLED: len(context.sampled_rows)}
+        starts = np.repeat(np.cumsum(context.query_lens) - context.query_lens, context.query_lens)
+        positions = np.arange(rows) - starts + np.repeat(context.positions, context.query_lens)
+        step = Step(context, {int(key): size for key, size in sizes.items()}, positions.astype(np.int32))
+        for register, value in zip(self._inputs, context.inputs, strict=True):
+            register.view(step.sizes)[...] = value
+        self._cancelled.clear()
+        self._running = True
+        try:
+            for op in self._ops:
+                if self._cancelled.is_set():
+                    raise Cancelled("the step was cancelled")
+                op.output.view(step.sizes)[...] = TABLE.get(op.opcode)(op, step)
+                _count(op, step)
+        finally:
+            self._running = False
+        return tuple(cast(F32, register.view(step.sizes)) for register in self._outputs)
+
+    def cancel(self) -> None:
+        if self._running:
+            self._cancelled.set()
+
+
+def _bind(instruction: Instruction, request: LinkRequest, registers: tuple[Register, ...]) -> Bound:
+    compiled = request.compiled
+    spec = OPS[instruction.opcode]
+    weights = {
+        slot.name: None if index == NO_WEIGHT else _weight(request, index)
+        for slot, index in zip(spec.weights, instruction.weights, strict=True)
+    }
+    state = instruction.state_block_id
+    page_tokens = {d.id: d.page_tokens for d in compiled.plan.state_descs}
+    return Bound(
+        opcode=instruction.opcode,
+        params=unpack(compiled.param_blocks[cast(int, instruction.param_block_id)]),
+        inputs=tuple(None if r == NO_REGISTER else registers[r] for r in instruction.inputs),
+        output=registers[instruction.outputs[0]],
+        weights=weights,
+        state=None if state is None else request.states[state],
+        page_tokens=0 if state is None else page_tokens[state],
+    )
+
+
+def _weight(request: LinkRequest, index: int) -> F32:
+    shape = request.compiled.weight_bindings[index].shape
+    return request.weights[index][: 4 * int(np.prod(shape))].view(np.float32).reshape(shape)
+
+
+def _count(op: Bound, step: Step) -> None:
+    counters = step.context.counters
+    if counters is None:
+        return
+    counters.dispatches[op.opcode] = counters.dispatches.get(op.opcode, 0) + 1
+    capability = TABLE.capabilities[op.opcode]
+    if capability is not None and capability.batch is BatchSupport.PER_SLOT and step.context.batch_size > 1:
+        counters.per_slot_fallbacks += 1
+    counters.planned_bytes += sum(w.nbytes for w in op.weights.values() if w is not None)
+
+
+class ReferenceBackend:
+    """Runs any plan of the claimed ops on NumPy. `decode`: values of a stored tensor, f32 in its shape."""
+
+    name: Final = "reference"
+    table: Final = TABLE
+
+    def __init__(self, decode: Callable[[TensorView], F32]) -> None:
+        self._decode = decode
+
+    def weight_bytes(self, binding: WeightBinding, dtype: DType) -> int:
+        """Weights are held as f32."""
+        return aligned(4 * int(np.prod(binding.shape, dtype=np.int64)))
+
+    def register_bytes(self, spec: RegisterSpec, limits: StepLimits) -> int:
+        sizes = limits.sizes()
+        count = int(np.prod([sizes[Symbol(n)] if n < 0 else n for n in spec.shape], dtype=np.int64))
+        return aligned(count * NUMPY[spec.dtype].itemsize)
+
+    def workspace_bytes(self, compiled: CompiledPlan, dtypes: Mapping[int, DType], limits: StepLimits) -> int:
+        """None of its own: NumPy's temporaries come and go on the heap."""
+        return 0
+
+    def pack(self, binding: WeightBinding, view: TensorView, out: Bytes) -> None:
+        values = self._decode(view)
+        out[: values.nbytes].view(np.float32)[:] = values.reshape(-1)
+
+    def link(self, request: LinkRequest) -> ReferenceProgram:
+        return ReferenceProgram(request)
+
+    def describe(self) -> Mapping[str, str | int]:
+        return {"isa": "numpy", "threads": 1, "numerics": "exact"}

@@ -1,0 +1,275 @@
+"""Where everything is put together: a model's name becomes a checkpoint, plans, a bound backend and an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.errors import InvalidRequest, OutOfMemoryQuote
+from treadle.formats.chat_template import ChatTemplate
+from treadle.formats.gguf import GGUFFile
+from treadle.formats.tensors import dequantise
+from treadle.formats.tokenizer import Tokenizer
+from treadle.inference.backends import BackendOptions, Numerics, create
+from treadle.inference.backends.base import Backend
+from treadle.inference.core import EngineCore
+from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, lay_out
+from treadle.inference.memory import available_bytes
+from treadle.inference.state import StatePool
+from treadle.models.checkpoint import Checkpoint, open_checkpoint
+from treadle.models.compile import CompileOptions
+from treadle.plan.codec import encode
+from treadle.plan.dump import as_dict, text
+from treadle.plan.ir import DType, ModelPlans
+from treadle.plan.views import StepLimits, TensorView
+
+__all__ = ["Description", "Engine", "EngineInfo", "EngineOptions", "MemoryQuote", "describe", "load"]
+
+DEFAULT_MAX_MODEL_LEN: Final = 8192
+DEFAULT_STATE_TOKENS: Final = 16384
+KV_DTYPES: Final[Mapping[str, DType]] = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
+_HASH_BYTES: Final = 32
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is to be run. Memory follows from these and the model alone, not from the machine's state."""
+
+    backend: str = "cpu"
+    threads: int | None = None
+    """None: as many as the process may use."""
+    numerics: Numerics = "fast"
+    max_model_len: int | None = None
+    """Tokens of the longest sequence. None: the model's own limit, at most 8192."""
+    max_num_seqs: int = 8
+    """Sequences in one step."""
+    max_num_batched_tokens: int = 512
+    """Rows of one step; longer prompts are fed in chunks."""
+    kv_dtype: str | None = None
+    """f32, f16 or bf16. None: f16 where numerics is fast, f32 where it is exact."""
+    max_num_logits: int | None = None
+    """Rows of logits in one step. None: max_num_seqs."""
+    state_tokens: int | None = None
+    """Tokens whose state all sequences hold together. None: max_num_seqs full ones, at most 16384 or one full one."""
+    allow_per_slot: bool = False
+    """Bind a backend that runs some ops slot by slot."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_logits", "state_tokens"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidRequest(f"{name} must be a positive integer, found {value!r}")
+        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
+            raise InvalidRequest(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {self.kv_dtype!r}")
+        for name in ("max_num_batched_tokens", "max_num_logits"):
+            value = getattr(self, name)
+            if value is not None and value < self.max_num_seqs:
+                raise InvalidRequest(f"{name} ({value}) must be at least max_num_seqs ({self.max_num_seqs})")
+
+    @property
+    def compile_options(self) -> CompileOptions:
+        default = "f32" if self.numerics == "exact" else "f16"
+        return CompileOptions(kv_dtype=KV_DTYPES[self.kv_dtype or default])
+
+    def limits(self, plans: ModelPlans, page_tokens: int) -> StepLimits:
+        """The largest step. Raises InvalidRequest for a length that the model does not reach."""
+        longest = plans.facts.max_positions
+        length = self.max_model_len or min(longest, DEFAULT_MAX_MODEL_LEN)
+        if length > longest:
+            raise InvalidRequest(f"max_model_len ({length}) exceeds the model's {longest} positions")
+        tokens = self.state_tokens or max(length, min(self.max_num_seqs * length, DEFAULT_STATE_TOKENS))
+        return StepLimits(
+            max_rows=self.max_num_batched_tokens,
+            max_batch=self.max_num_seqs,
+            max_sampled=self.max_num_logits or self.max_num_seqs,
+            max_seq_len=length,
+            state_pages=-(-tokens // page_tokens),
+        )
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What runs. `load_s`: from the call to the first request it could take."""
+
+    model: str
+    path: str
+    backend: str
+    isa: str
+    threads: int
+    numerics: str
+    plan_hash: str
+    instructions: int
+    peak_registers: int
+    plan_bytes: int
+    max_model_len: int
+    load_s: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """A compiled model that is not loaded: its plan as text and as plain data, and the memory it would take."""
+
+    plans: ModelPlans
+    info: EngineInfo
+    memory_quote: MemoryQuote
+
+    @property
+    def plan_hash(self) -> str:
+        return self.info.plan_hash
+
+    @cached_property
+    def plan_text(self) -> str:
+        return text(self.plans)
+
+    @cached_property
+    def plan_dict(self) -> dict[str, Any]:
+        return as_dict(self.plans)
+
+
+class Text:
+    """Text in and out of one model. The chat template is compiled when it is first needed."""
+
+    def __init__(self, tokenizer: Tokenizer, template: Callable[[], ChatTemplate | None]) -> None:
+        self.tokenizer = tokenizer
+        self._read_template = template
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Text | None:
+        """None where the checkpoint brings no tokenizer. Raises InvalidFile, UnsupportedModel."""
+        path, tensors = checkpoint.path, checkpoint.tensors
+        if isinstance(tensors, GGUFFile):
+            if "tokenizer.ggml.model" not in tensors.metadata:
+                return None
+            tokenizer = Tokenizer.from_gguf(tensors.metadata)
+            source = {key: value for key, value in tensors.metadata.items() if key == "tokenizer.chat_template"}
+            return cls(tokenizer, lambda: ChatTemplate.from_gguf(source, tokenizer))
+        if not (path / "tokenizer.json").is_file():
+            return None
+        return cls(Tokenizer.from_file(path), lambda: ChatTemplate.from_directory(path))
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        return self._read_template()
+
+    def encode(self, prompt: str) -> list[int]:
+        return self.tokenizer.encode(prompt)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt text of a conversation. Raises InvalidRequest where the model has no chat template."""
+        if self.template is None:
+            raise InvalidRequest("messages: this model has no chat template")
+        return self.template.render(messages)
+
+    def encode_rendered(self, prompt: str) -> list[int]:
+        return self.tokenizer.encode(prompt, add_special=False)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model. `core` takes requests and steps; `text` is None where the checkpoint has no tokenizer."""
+
+    core: EngineCore
+    text: Text | None
+    info: EngineInfo
+    plans: ModelPlans
+    memory_quote: MemoryQuote
+    memory_measured_bytes: int
+
+
+def load(model: str | Path, options: EngineOptions, progress: Progress | None = None) -> Engine:
+    """Opens, compiles, quotes, binds: the model is ready to take requests.
+
+    Raises ModelNotFound, NotInCache, InvalidFile, UnsupportedModel, InvalidWeights, UnsupportedOpcode,
+    BackendUnavailable, OutOfMemoryQuote (before anything is allocated).
+    """
+    began = time.monotonic()
+    backend = _backend(options)
+    checkpoint = open_checkpoint(resolve(model))
+    try:
+        plans, layout = _compiled(checkpoint, backend, options)
+        quote = layout.quote()
+        _check_memory(quote, available_bytes())
+        text_tools = Text.of(checkpoint)
+        executor = Executor(layout, backend, checkpoint.weights, progress)
+    finally:
+        checkpoint.close()
+    limits = layout.limits
+    pool = StatePool(layout.states, executor.states, limits.state_pages, limits.max_batch, limits.max_seq_len)
+    core = EngineCore(executor, pool, plans.facts.vocab_size, None if text_tools is None else text_tools.tokenizer)
+    return Engine(
+        core=core,
+        text=text_tools,
+        info=_info(model, checkpoint.path, plans, limits, backend, time.monotonic() - began),
+        plans=plans,
+        memory_quote=quote,
+        memory_measured_bytes=executor.measured_bytes,
+    )
+
+
+def describe(model: str | Path, options: EngineOptions) -> Description:
+    """Compiles and quotes without reading or allocating weights. Raises as `load`, but not OutOfMemoryQuote."""
+    began = time.monotonic()
+    backend = _backend(options)
+    checkpoint = open_checkpoint(resolve(model))
+    try:
+        plans, layout = _compiled(checkpoint, backend, options)
+    finally:
+        checkpoint.close()
+    info = _info(model, checkpoint.path, plans, layout.limits, backend, time.monotonic() - began)
+    return Description(plans, info, layout.quote())
+
+
+def resolve(model: str | Path) -> Path:
+    return Path(model)
+
+
+def _backend(options: EngineOptions) -> Backend:
+    return create(options.backend, BackendOptions(options.threads, options.numerics, _decode))
+
+
+def _decode(view: TensorView) -> NDArray[np.float32]:
+    return dequantise(np.ascontiguousarray(view.data).reshape(-1), view.dtype.name.lower(), view.shape)
+
+
+def _compiled(checkpoint: Checkpoint, backend: Backend, options: EngineOptions) -> tuple[ModelPlans, Layout]:
+    compile_options = options.compile_options
+    plans = checkpoint.compile(compile_options)
+    limits = options.limits(plans, compile_options.page_tokens)
+    return plans, lay_out(plans, backend, checkpoint.weights, limits, options.allow_per_slot)
+
+
+def _check_memory(quote: MemoryQuote, available: int | None) -> None:
+    if available is not None and quote.total_bytes > available:
+        raise OutOfMemoryQuote(
+            f"the model needs {quote.total_bytes} bytes (weights {quote.weights_bytes}, state {quote.state_bytes}, "
+            f"registers and workspace {quote.registers_bytes + quote.workspace_bytes}); {available} are available; "
+            "lower state_tokens, max_model_len or max_num_seqs"
+        )
+
+
+def _info(
+    model: str | Path, path: Path, plans: ModelPlans, limits: StepLimits, backend: Backend, load_s: float
+) -> EngineInfo:
+    data = encode(plans)
+    described = backend.describe()
+    stages = plans.stages()
+    return EngineInfo(
+        model=str(model),
+        path=str(path),
+        backend=backend.name,
+        isa=str(described["isa"]),
+        threads=int(described["threads"]),
+        numerics=str(described["numerics"]),
+        plan_hash=data[-_HASH_BYTES:].hex(),
+        instructions=max(len(stage.plan.instructions) for stage in stages),
+        peak_registers=max(stage.peak_registers for stage in stages),
+        plan_bytes=len(data),
+        max_model_len=limits.max_seq_len,
+        load_s=load_s,
+    )

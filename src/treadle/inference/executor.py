@@ -1,0 +1,210 @@
+"""Binds a model's programs to a backend once, with one copy of weights, state and registers; then runs steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.errors import InvalidBatchSize, InvalidPlan, UnsupportedBatchSize
+from treadle.inference.backends.base import Backend, BoundProgram, LinkRequest
+from treadle.inference.memory import allocate
+from treadle.plan.context import ExecutionContext
+from treadle.plan.ir import CompiledPlan, DType, ModelPlans, Stage, StateDescriptor, WeightBinding
+from treadle.plan.mapping import map_registers
+from treadle.plan.verify import verify
+from treadle.plan.views import PhysicalMapping, StateBlockHandle, StepLimits, WeightSource
+
+Bytes = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+"""Called with (weights packed, weights in all)."""
+
+
+class MemoryQuote(msgspec.Struct, frozen=True):
+    """What a bound model takes, in bytes, known before anything is allocated."""
+
+    weights_bytes: int
+    registers_bytes: int
+    workspace_bytes: int
+    state_bytes_per_token: int
+    state_bytes_per_slot: int
+    """State that does not grow with the sequence."""
+    state_bytes: int
+    """All state: every page of every descriptor."""
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The sizes behind a quote. Weights are told apart by what they are, not by a program's numbering."""
+
+    programs: tuple[CompiledPlan, ...]
+    limits: StepLimits
+    dtypes: Mapping[WeightBinding, DType]
+    weight_bytes: Mapping[WeightBinding, int]
+    mappings: tuple[PhysicalMapping, ...]
+    registers_bytes: int
+    workspace_bytes: int
+    states: tuple[StateDescriptor, ...]
+
+    def pages(self, state: StateDescriptor) -> int:
+        return self.limits.state_pages if state.page_tokens else self.limits.max_batch
+
+    def quote(self) -> MemoryQuote:
+        weights = sum(self.weight_bytes.values())
+        state = sum(self.pages(d) * d.size_bytes for d in self.states)
+        return MemoryQuote(
+            weights_bytes=weights,
+            registers_bytes=self.registers_bytes,
+            workspace_bytes=self.workspace_bytes,
+            state_bytes_per_token=sum(-(-d.size_bytes // d.page_tokens) for d in self.states if d.page_tokens),
+            state_bytes_per_slot=sum(d.size_bytes for d in self.states if not d.page_tokens),
+            state_bytes=state,
+            total_bytes=weights + self.registers_bytes + self.workspace_bytes + state,
+        )
+
+
+def lay_out(
+    plans: ModelPlans, backend: Backend, source: WeightSource, limits: StepLimits, allow_per_slot: bool = False
+) -> Layout:
+    """Checks that the backend can run the model, and sizes everything; allocates nothing.
+
+    `allow_per_slot`: the caller takes adapters that loop over slots.
+    Raises InvalidPlan, InvalidWeights, UnsupportedOpcode, UnsupportedBatchSize.
+    """
+    programs = _programs(plans)
+    for program in programs:
+        verify(program)
+    dtypes = _read_dtypes(programs, source)
+    for program in programs:
+        backend.table.require(program, _by_index(program, dtypes), limits.max_batch, allow_per_slot)
+    mappings = tuple(map_registers(p, lambda spec: backend.register_bytes(spec, limits)) for p in programs)
+    return Layout(
+        programs=programs,
+        limits=limits,
+        dtypes=dtypes,
+        weight_bytes={binding: backend.weight_bytes(binding, dtype) for binding, dtype in dtypes.items()},
+        mappings=mappings,
+        registers_bytes=max(mapping.total_bytes for mapping in mappings),
+        workspace_bytes=max(backend.workspace_bytes(p, _by_index(p, dtypes), limits) for p in programs),
+        states=programs[0].plan.state_descs,
+    )
+
+
+class Executor:
+    """A model bound to a backend. `states` are the arenas that a state pool hands out in pages."""
+
+    def __init__(
+        self, layout: Layout, backend: Backend, source: WeightSource, progress: Progress | None = None
+    ) -> None:
+        """Allocates what `layout` says, packs the weights and links the programs. Raises InvalidWeights."""
+        self.limits = layout.limits
+        self.quote = layout.quote()
+        self.states = {
+            d.id: StateBlockHandle(d.id, d.size_bytes, d.align_bytes, allocate(layout.pages(d) * d.size_bytes))
+            for d in layout.states
+        }
+        registers = allocate(layout.registers_bytes)
+        workspace = allocate(layout.workspace_bytes)
+        arena = allocate(sum(layout.weight_bytes.values()))
+        self.measured_bytes = sum(a.nbytes for a in (registers, workspace, arena)) + sum(
+            handle.buffer.nbytes for handle in self.states.values()
+        )
+        weights = _packed(layout, backend, source, arena, progress)
+        bound = [
+            backend.link(
+                LinkRequest(
+                    compiled=program,
+                    limits=layout.limits,
+                    mapping=mapping,
+                    registers=_split(registers, mapping.buffer_bytes),
+                    dtypes=_by_index(program, layout.dtypes),
+                    weights=tuple(weights[_identity(binding)] for binding in program.weight_bindings),
+                    states=self.states,
+                    workspace=workspace,
+                )
+            )
+            for program, mapping in zip(layout.programs, layout.mappings, strict=True)
+        ]
+        self._by_stage = _by_stage(layout.programs, bound)
+        self._programs = tuple(bound)
+
+    def run(self, context: ExecutionContext) -> tuple[NDArray[np.float32], ...]:
+        """One step through the program of the context's stage. Outputs hold until the next run.
+
+        Raises InvalidBatchSize, UnsupportedBatchSize, Cancelled.
+        """
+        limits = self.limits
+        batch, rows, sampled = len(context.active_slots), len(context.inputs[0]), len(context.sampled_rows)
+        if batch == 0 or rows == 0:
+            raise InvalidBatchSize(f"a step needs slots and rows, found {batch} slots and {rows} rows")
+        if batch > limits.max_batch or rows > limits.max_rows or sampled > limits.max_sampled:
+            raise UnsupportedBatchSize(
+                f"step of {batch} slots, {rows} rows, {sampled} sampled rows; bound for at most "
+                f"{limits.max_batch}, {limits.max_rows}, {limits.max_sampled}"
+            )
+        return self._by_stage[context.mode].run(context)
+
+    def cancel(self) -> None:
+        """From another thread: ends the running step soon; its `run` raises Cancelled."""
+        for program in self._programs:
+            program.cancel()
+
+
+def _programs(plans: ModelPlans) -> tuple[CompiledPlan, ...]:
+    """The programs to bind: prefill, and decode where it is another one."""
+    if plans.prefill is None or plans.decode is None:
+        raise InvalidPlan("generation needs a prefill and a decode program")
+    if _same_program(plans.prefill, plans.decode):
+        return (plans.prefill,)
+    return (plans.prefill, plans.decode)
+
+
+def _same_program(a: CompiledPlan, b: CompiledPlan) -> bool:
+    return msgspec.structs.replace(a, stage=b.stage, diagnostics=b.diagnostics) == b
+
+
+def _by_stage(programs: tuple[CompiledPlan, ...], bound: list[BoundProgram]) -> dict[Stage, BoundProgram]:
+    found = {program.stage: runner for program, runner in zip(programs, bound, strict=True)}
+    found.setdefault(Stage.DECODE, found[Stage.PREFILL])
+    return found
+
+
+def _identity(binding: WeightBinding) -> WeightBinding:
+    """The binding without its number: equal for every program that uses the same weight."""
+    return msgspec.structs.replace(binding, index=0)
+
+
+def _read_dtypes(programs: tuple[CompiledPlan, ...], source: WeightSource) -> dict[WeightBinding, DType]:
+    return {_identity(b): source.dtype(b) for program in programs for b in program.weight_bindings}
+
+
+def _by_index(program: CompiledPlan, dtypes: Mapping[WeightBinding, DType]) -> dict[int, DType]:
+    return {binding.index: dtypes[_identity(binding)] for binding in program.weight_bindings}
+
+
+def _split(arena: Bytes, sizes: tuple[int, ...]) -> tuple[Bytes, ...]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(arena[start : start + size])
+        start += size
+    return tuple(parts)
+
+
+def _packed(
+    layout: Layout, backend: Backend, source: WeightSource, arena: Bytes, progress: Progress | None
+) -> dict[WeightBinding, Bytes]:
+    """Every weight packed into its part of the arena; the container's pages are given back one by one."""
+    parts = _split(arena, tuple(layout.weight_bytes.values()))
+    packed = dict(zip(layout.weight_bytes, parts, strict=True))
+    for done, (binding, part) in enumerate(packed.items(), start=1):
+        view = source.load(binding)
+        backend.pack(binding, view, part)
+        del view
+        source.release(binding)
+        if progress is not None:
+            progress(done, len(packed))
+    return packed
