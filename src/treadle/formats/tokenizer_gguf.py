@@ -20,7 +20,7 @@ PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece writes a space as this
 MAX_TOKENS = 4_000_000
-MAX_SCORED_TOKEN = 256  # characters; a longer piece cannot be made by merges
+MAX_SCORED_TOKEN = 64  # characters; a longer piece cannot be made by merges
 
 # A chat model's turn ends with one of these even where its file names only another end token (as in llama.cpp).
 END_OF_TURN = frozenset(
@@ -127,7 +127,7 @@ def _byte_level(fields: _Fields, tokens: list[str], types: list[int]) -> tuple[t
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, whole])
         _add_tokens(backend, tokens, types)
-    return backend, _pieces(tokens, types, byte_level_bytes), pre.add_bos
+    return backend, _pieces(tokens, types, byte_level_bytes, (CONTROL, UNKNOWN, USER_DEFINED)), pre.add_bos
 
 
 def _sentencepiece(
@@ -152,7 +152,7 @@ def _sentencepiece(
         spaces = normalizers.Replace(" ", SPACE)
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if space_prefix else spaces
         _add_tokens(backend, tokens, types)
-    return backend, _pieces(tokens, types, _sentencepiece_bytes, space_prefix), True
+    return backend, _pieces(tokens, types, _sentencepiece_bytes, (CONTROL, UNKNOWN), space_prefix), True
 
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
@@ -182,11 +182,11 @@ def _merges_from_scores(tokens: list[str], types: list[int], scores: list[float]
         for number, token in enumerate(tokens)
         if types[number] in (NORMAL, USER_DEFINED) and 0 < len(token) <= MAX_SCORED_TOKEN
     }
+    find = mergeable.get
     ranked: list[tuple[float, int, int, int]] = []
     for token, number in mergeable.items():
         for middle in range(1, len(token)):
-            left, right = mergeable.get(token[:middle]), mergeable.get(token[middle:])
-            if left is not None and right is not None:
+            if (left := find(token[:middle])) is not None and (right := find(token[middle:])) is not None:
                 ranked.append((-scores[number], number, left, right))
     ranked.sort()
     return [(tokens[left], tokens[right]) for _, _, left, right in ranked]
@@ -206,15 +206,21 @@ def _add_tokens(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Seq
 
 
 def _pieces(
-    tokens: list[str], types: list[int], to_bytes: Callable[[str], bytes], space_prefix: bool = False
+    tokens: list[str],
+    types: list[int],
+    to_bytes: Callable[[str], bytes],
+    verbatim: tuple[int, ...],
+    space_prefix: bool = False,
 ) -> PieceTable:
+    """``verbatim``: the token types whose text is not spelt in the vocabulary's alphabet."""
+
     def lookup(token_id: int) -> bytes | None:
         if not 0 <= token_id < len(tokens):
             return None
         kind, token = types[token_id], tokens[token_id]
         if kind == BYTE:
             return byte_token(token) or token.encode()
-        return token.encode() if kind in (CONTROL, UNKNOWN, USER_DEFINED) else to_bytes(token)
+        return token.encode() if kind in verbatim else to_bytes(token)
 
     special = frozenset(number for number, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))
     return PieceTable(lookup, special, space_prefix)
