@@ -9,11 +9,12 @@ from treadle import errors
 
 # first match wins: error class -> what to do next
 NEXT_STEPS: tuple[tuple[type[errors.TreadleError], str], ...] = (
-    (errors.NotInCache, "fetch it with `treadle pull`, or add --pull"),
+    (errors.NotInCache, "--pull fetches it first"),
     (errors.ModelNotFound, "`treadle models` lists what is known; a path to a .gguf file or a model folder works too"),
     (errors.DownloadFailed, "check the network and run `treadle pull` again"),
     (errors.PromptTooLong, "shorten the prompt, lower --max-tokens or raise --max-model-len"),
     (errors.OutOfMemoryQuote, "lower --max-model-len; `treadle plan MODEL --memory` shows what needs what"),
+    (errors.UnsupportedBatchSize, "--max-num-seqs 1 or --allow-per-slot"),
     (errors.InvalidFile, "the file is damaged: fetch it again"),
     (errors.InvalidPlan, "delete the plan file; it is compiled anew from the model"),
     (errors.BackendUnavailable, "name another with --backend"),

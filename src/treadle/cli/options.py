@@ -1,9 +1,10 @@
 """The options that several commands share, and what they become: an LLM and its SamplingParams."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from treadle.inference.engine import EngineOptions
     from treadle.inference.llm import LLM
     from treadle.inference.request import SamplingParams
 
@@ -15,18 +16,23 @@ def positive(text: str) -> int:
     return value
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The model and how it is run; the same everywhere, so that `plan --memory` quotes what `run` allocates."""
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     parser.add_argument("--backend", default="cpu", help="cpu or reference (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="worker threads (default: one a core)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a core)")
     parser.add_argument(
         "--numerics",
         choices=("fast", "exact"),
         default="fast",
         help="fast: int8 activations on quantised weights; exact: f32 on dequantised values (default: %(default)s)",
     )
-    parser.add_argument("--max-model-len", type=positive, metavar="N", help="longest sequence in tokens")
+    parser.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of the longest sequence")
+    parser.add_argument("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
+    parser.add_argument("--state-tokens", type=positive, metavar="N", help="tokens that all sequences hold together")
+    parser.add_argument("--kv-dtype", choices=("f32", "f16", "bf16"), help="of keys and values")
+    parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -62,23 +68,39 @@ def sampling_params(options: argparse.Namespace) -> "SamplingParams":
     """SamplingParams of what was given; the rest keeps its default."""
     from treadle.inference.request import SamplingParams
 
-    given = {name: getattr(options, name) for name in SAMPLING_FIELDS}
-    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+    return SamplingParams(**given(options, SAMPLING_FIELDS))
 
 
-def load_model(options: argparse.Namespace, *, max_num_seqs: int = 1) -> "LLM":
-    """The engine on the model asked for; fetches it first if --pull was given."""
+ENGINE_FIELDS = (
+    "backend",
+    "threads",
+    "numerics",
+    "max_model_len",
+    "max_num_seqs",
+    "state_tokens",
+    "kv_dtype",
+    "allow_per_slot",
+)
+
+
+def engine_options(options: argparse.Namespace) -> "EngineOptions":
+    """EngineOptions of what was given; the rest keeps its default. Fetches the model first if --pull was given."""
     if options.pull:
         from treadle.cli.pull_command import pull_if_missing
 
         pull_if_missing(options.model)
+    from treadle.inference.engine import EngineOptions
+
+    return EngineOptions(**given(options, ENGINE_FIELDS))
+
+
+def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def load_model(options: argparse.Namespace) -> "LLM":
+    """The engine on the model asked for."""
+    chosen = engine_options(options)
     from treadle.inference.llm import LLM
 
-    return LLM(
-        options.model,
-        backend=options.backend,
-        threads=options.threads,
-        numerics=options.numerics,
-        max_model_len=options.max_model_len,
-        max_num_seqs=max_num_seqs,
-    )
+    return LLM(options.model, **{name: getattr(chosen, name) for name in ENGINE_FIELDS})

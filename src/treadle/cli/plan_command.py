@@ -1,0 +1,52 @@
+"""``treadle plan``: the compiled plan of a model as text or JSON, or the memory it will take."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from treadle.cli.figures import human_bytes
+from treadle.cli.options import add_engine_options, engine_options
+
+if TYPE_CHECKING:
+    from treadle.inference.engine import Description
+
+MEMORY_ROWS = {
+    "weights_bytes": "weights, packed",
+    "registers_bytes": "registers",
+    "workspace_bytes": "workspace",
+    "state_bytes": "state, all pages",
+    "total_bytes": "total",
+    "state_bytes_per_token": "state a token",
+    "state_bytes_per_slot": "state a slot",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_options(parser)
+    parser.add_argument("--memory", action="store_true", help="the memory the engine allocates, without doing so")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def execute(options: argparse.Namespace) -> int:
+    chosen = engine_options(options)
+    from treadle.inference.engine import describe
+
+    description = describe(options.model, chosen)
+    if options.memory:
+        show_memory(description, as_json=options.json)
+    elif options.json:
+        print(json.dumps(description.plan_dict))
+    else:
+        print(description.plan_text)
+    return 0
+
+
+def show_memory(description: "Description", *, as_json: bool) -> None:
+    figures = {name: int(getattr(description.memory_quote, name)) for name in MEMORY_ROWS}
+    if as_json:
+        print(json.dumps(figures))
+        return
+    info = description.info
+    print(f"{info.model} on {info.backend}, {info.numerics}, sequences of at most {info.max_model_len} tokens")
+    for name, label in MEMORY_ROWS.items():
+        print(f"  {label:18} {figures[name]:>15,}  {human_bytes(figures[name]):>9}")
