@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from treadle.errors import InvalidRequest, OutOfMemoryQuote
 from treadle.formats.chat_template import ChatTemplate
 from treadle.formats.gguf import GGUFFile
+from treadle.formats.hub import KNOWN_MODELS, CachedModel, KnownModel, ResolvedModel, list_models, pull, resolve
 from treadle.formats.tensors import dequantise
 from treadle.formats.tokenizer import Tokenizer
 from treadle.inference.backends import BackendOptions, Numerics, create
@@ -31,7 +32,22 @@ from treadle.plan.dump import as_dict, text
 from treadle.plan.ir import DType, ModelPlans
 from treadle.plan.views import StepLimits, TensorView
 
-__all__ = ["Description", "Engine", "EngineInfo", "EngineOptions", "MemoryQuote", "describe", "load"]
+__all__ = [
+    "KNOWN_MODELS",
+    "CachedModel",
+    "Description",
+    "Engine",
+    "EngineInfo",
+    "EngineOptions",
+    "KnownModel",
+    "MemoryQuote",
+    "ResolvedModel",
+    "describe",
+    "list_models",
+    "load",
+    "pull",
+    "resolve",
+]
 
 DEFAULT_MAX_MODEL_LEN: Final = 8192
 DEFAULT_STATE_TOKENS: Final = 16384
@@ -190,7 +206,8 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     """
     began = time.monotonic()
     backend = _backend(options)
-    checkpoint = open_checkpoint(resolve(model))
+    found = resolve(model)
+    checkpoint = open_checkpoint(found.path)
     try:
         plans, layout = _compiled(checkpoint, backend, options)
         quote = layout.quote()
@@ -205,7 +222,7 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     return Engine(
         core=core,
         text=text_tools,
-        info=_info(model, checkpoint.path, plans, limits, backend, time.monotonic() - began),
+        info=_info(found, plans, limits, backend, time.monotonic() - began),
         plans=plans,
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
@@ -216,17 +233,14 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     """Compiles and quotes without reading or allocating weights. Raises as `load`, but not OutOfMemoryQuote."""
     began = time.monotonic()
     backend = _backend(options)
-    checkpoint = open_checkpoint(resolve(model))
+    found = resolve(model)
+    checkpoint = open_checkpoint(found.path)
     try:
         plans, layout = _compiled(checkpoint, backend, options)
     finally:
         checkpoint.close()
-    info = _info(model, checkpoint.path, plans, layout.limits, backend, time.monotonic() - began)
+    info = _info(found, plans, layout.limits, backend, time.monotonic() - began)
     return Description(plans, info, layout.quote())
-
-
-def resolve(model: str | Path) -> Path:
-    return Path(model)
 
 
 def _backend(options: EngineOptions) -> Backend:
@@ -253,15 +267,13 @@ def _check_memory(quote: MemoryQuote, available: int | None) -> None:
         )
 
 
-def _info(
-    model: str | Path, path: Path, plans: ModelPlans, limits: StepLimits, backend: Backend, load_s: float
-) -> EngineInfo:
+def _info(found: ResolvedModel, plans: ModelPlans, limits: StepLimits, backend: Backend, load_s: float) -> EngineInfo:
     data = encode(plans)
     described = backend.describe()
     stages = plans.stages()
     return EngineInfo(
-        model=str(model),
-        path=str(path),
+        model=found.name,
+        path=str(found.path),
         backend=backend.name,
         isa=str(described["isa"]),
         threads=int(described["threads"]),
