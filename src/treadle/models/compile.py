@@ -29,7 +29,7 @@ from treadle.plan.ir import (
 )
 from treadle.plan.liveness import analyse
 from treadle.plan.ops import OPS, SYMBOLS, StateRule
-from treadle.plan.params import AttentionParams, MLAParams, Params
+from treadle.plan.params import AttentionParams, MLAParams
 from treadle.plan.verify import verify
 
 COMPILER_VERSION: Final = "0.1.0"
@@ -214,7 +214,7 @@ def describe_states(
     references: list[int | None] = []
     for op, _ in ops:
         rule = OPS[op.params.OPCODE].state
-        if rule is StateRule.NONE or not keeps_state(op.params):
+        if rule is StateRule.NONE or not op.params.stateful():
             references.append(None)
             continue
         paged = rule is StateRule.PAGED
@@ -223,8 +223,3 @@ def describe_states(
         references.append(len(states))
         states.append(StateDescriptor(len(states), size, STATE_ALIGN, not paged, Lifecycle.SLOT_PERSISTENT, tokens))
     return tuple(states), tuple(references)
-
-
-def keeps_state(params: Params) -> bool:
-    """Attention that is not causal sees its whole sequence in one step and keeps nothing."""
-    return not isinstance(params, AttentionParams | MLAParams) or bool(params.causal)

@@ -133,7 +133,9 @@ class Keys:
     def number(self, key: str, default: float | None = None, bounds: tuple[float, float] | None = None) -> float:
         """A number as f32. Raises UnsupportedModel where it is missing without a default."""
         value = self.take(key)
-        if value is None and default is not None:
+        if value is None:
+            if default is None:
+                self.refuse(key, None, "a number")
             return single(default)
         return float(convert(self, key, value, float, bounds))
 

@@ -50,14 +50,15 @@ def rope_default(dim: int, theta: float) -> F32:
 def rope_llama3(dim: int, theta: float, factor: float, low_freq: float, high_freq: float, original: float) -> F32:
     """Llama 3.1: long waves slowed by `factor`, short ones kept, those between blended (apply_scaling in Meta's
     llama-models; transformers' _compute_llama3_parameters)."""
+    one = np.float32(1)
     inv_freq = rope_default(dim, theta)
-    wavelength = np.float32(2 * math.pi) / inv_freq
-    long = wavelength > np.float32(original / low_freq)
-    short = wavelength < np.float32(original / high_freq)
-    smooth = (np.float32(original) / wavelength - np.float32(low_freq)) / np.float32(high_freq - low_freq)
-    blended = (np.float32(1) - smooth) * inv_freq / np.float32(factor) + smooth * inv_freq
-    slowed = np.where(long, inv_freq / np.float32(factor), inv_freq)
-    return np.where(~long & ~short, blended, slowed).astype(np.float32)
+    wavelength = one / inv_freq * np.float32(2 * math.pi)
+    slowed: F32 = np.where(wavelength > np.float32(original / low_freq), inv_freq / np.float32(factor), inv_freq)
+    between = (wavelength <= np.float32(original / low_freq)) & (wavelength >= np.float32(original / high_freq))
+    turns = one / wavelength * np.float32(original)
+    smooth = (turns - np.float32(low_freq)) / np.float32(high_freq - low_freq)
+    blended = (one - smooth) * slowed / np.float32(factor) + smooth * slowed
+    return np.where(between, blended, slowed)
 
 
 def rope_yarn(

@@ -118,6 +118,23 @@ def _slice_heads(args: Args, parts: list[Part]) -> list[Bytes]:
     return [part.data.reshape(heads, -1, *part.data.shape[1:])[:, start:stop] for part in parts]
 
 
+def _regrouped(args: Args, forms: list[Form]) -> list[Form]:
+    heads, *sizes = args
+    for form in forms:
+        _need(form.shape[0] == heads * sum(sizes), f"{form.shape[0]} rows are not {heads} heads of {sizes}")
+    return forms
+
+
+def _regroup(args: Args, parts: list[Part]) -> list[Bytes]:
+    heads, *sizes = args
+    ends = np.cumsum(sizes)[:-1]
+    regrouped = []
+    for part in parts:
+        by_head = part.data.reshape(heads, -1, *part.data.shape[1:])
+        regrouped.append(np.concatenate([piece.reshape(-1) for piece in np.split(by_head, ends, axis=1)]))
+    return regrouped
+
+
 def _sliced_first(args: Args, forms: list[Form]) -> list[Form]:
     start, stop = args
     for form in forms:
@@ -197,6 +214,7 @@ _RULES: Final[Mapping[TransformKind, Rule]] = {
     TransformKind.CONCAT_ROWS: Rule(_concatenated, _concatenate),
     TransformKind.STACK: Rule(_stacked, _stack),
     TransformKind.SLICE_HEAD_ROWS: Rule(_sliced_heads, _slice_heads),
+    TransformKind.REGROUP_HEAD_ROWS: Rule(_regrouped, _regroup),
     TransformKind.SLICE_FIRST: Rule(_sliced_first, _slice_first),
     TransformKind.RESHAPE: Rule(_reshaped, _keep),
     TransformKind.NEGATIVE_EXP: Rule(_as_f32, _negative_exp),
