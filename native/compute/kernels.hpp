@@ -154,6 +154,10 @@ struct Kernels {
     void (*attend_part)(const Attention& a, const AttendRows& r, int64_t kv_head, int64_t split, float* parts,
                         std::byte* scratch);
     void (*attend_merge)(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts, std::byte* scratch);
+
+    // For compute/probe.hpp.
+    int64_t (*probe_dot)(int64_t rounds, int32_t* sink);
+    void (*probe_read)(const std::byte* data, int64_t bytes, int32_t* sink);
 };
 
 // The table of the best ISA this CPU runs; TREADLE_ISA=avx512|avx2|neon|plain in the environment asks for another.

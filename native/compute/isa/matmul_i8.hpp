@@ -30,17 +30,18 @@ TREADLE_INLINE void dot_tile(const Strip& strip, int part, int64_t blocks, const
     using Format = typename Strip::Type;
     constexpr bool kSignedDot = Format::kSigned && kSignedBias == 0;
     for (int t = 0; t < T; ++t) acc[t] = zero();
-    const int64_t record_bytes = x.height * kQuantRowBytes;
+    const int64_t height = T == kTileHeight ? kTileHeight : x.height;
+    const int64_t record_bytes = height * kQuantRowBytes;
     const std::byte* quants = x.data + row * kBlock;
-    const std::byte* sides = x.data + x.height * kBlock + row * 4;
+    const std::byte* sides = x.data + height * kBlock + row * 4;
     for (int64_t block = 0; block < blocks; ++block, quants += record_bytes, sides += record_bytes) {
         B w[8];
         F scale, minimum;
         strip.load_block(block, part, w, scale, minimum);
         const float* row_scale = reinterpret_cast<const float*>(sides);
-        const float* row_sum = row_scale + x.height;
-        const int32_t* by_eight = reinterpret_cast<const int32_t*>(sides + 8 * x.height);
-        const int32_t* by_bias = by_eight + x.height;
+        const float* row_sum = row_scale + height;
+        const int32_t* by_eight = reinterpret_cast<const int32_t*>(sides + 8 * height);
+        const int32_t* by_bias = by_eight + height;
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t) {
             I d = start<Format::kOffset>(by_eight + t, by_bias + t);

@@ -23,6 +23,8 @@ const Kernels& table() {
         .attend = attend,
         .attend_part = attend_part,
         .attend_merge = attend_merge,
+        .probe_dot = probe_dot,
+        .probe_read = probe_read,
     };
     return kTable;
 }

@@ -29,6 +29,9 @@ void attend_part(const Attention& a, const AttendRows& r, int64_t kv_head, int64
                  std::byte* scratch);
 void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts, std::byte* scratch);
 
+int64_t probe_dot(int64_t rounds, int32_t* sink);
+void probe_read(const std::byte* data, int64_t bytes, int32_t* sink);
+
 const Kernels& table();
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

@@ -1,0 +1,45 @@
+// The inner loops of the machine probes: how fast this ISA reads memory and multiplies int8.
+#include "compute/isa/table.hpp"
+#include "compute/vec/vec.hpp"
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+// Independent chains, enough to hide the latency of the dot instruction. Returns the operations done (a multiply and an
+// add for each byte); the sums go to `sink` so that none of it is dropped.
+int64_t probe_dot(int64_t rounds, int32_t* sink) {
+    constexpr int kChains = kLanes == 4 ? 24 : 12;
+    alignas(64) std::byte bytes[4 * kLanes];
+    for (int i = 0; i < 4 * kLanes; ++i) bytes[i] = static_cast<std::byte>(i % 13);
+    const B w = bload(bytes);
+    I acc[kChains];
+    for (int c = 0; c < kChains; ++c) acc[c] = iset1(c);
+    for (int64_t r = 0; r < rounds; ++r) {
+        const std::byte* x = bytes + (r & 3) * 4;
+#pragma GCC unroll 24
+        for (int c = 0; c < kChains; ++c) acc[c] = dot<false>(acc[c], w, x);
+    }
+    alignas(64) int32_t out[kLanes];
+    for (int c = 0; c < kChains; ++c) {
+        istore(out, acc[c]);
+        for (int i = 0; i < kLanes; ++i) *sink += out[i] & 1;
+    }
+    return rounds * kChains * kLanes * 8;
+}
+
+// Reads `bytes` (a multiple of 512) from aligned memory.
+void probe_read(const std::byte* data, int64_t bytes, int32_t* sink) {
+    constexpr int kStep = 512, kLoads = kStep / (4 * kLanes);
+    I acc[kLoads];
+    for (int i = 0; i < kLoads; ++i) acc[i] = iset1(0);
+    for (int64_t at = 0; at < bytes; at += kStep)
+#pragma GCC unroll 32
+        for (int i = 0; i < kLoads; ++i)
+            acc[i] = iadd(acc[i], iload(reinterpret_cast<const int32_t*>(data + at + i * 4 * kLanes)));
+    alignas(64) int32_t out[kLanes];
+    for (int i = 0; i < kLoads; ++i) {
+        istore(out, acc[i]);
+        *sink += out[0] & 1;
+    }
+}
+
+}  // namespace treadle::compute::TREADLE_ISA_NS

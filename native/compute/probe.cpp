@@ -1,0 +1,73 @@
+// Timed passes of the probe loops on several threads at once.
+#include "compute/probe.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace treadle::compute {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Runs work(thread) on every thread at once, `repeats` times; the seconds of the fastest pass. prepare(thread) goes first.
+double fastest_pass(int threads, int repeats, const std::function<void(int)>& prepare, const std::function<void(int)>& work) {
+    std::barrier sync(threads);
+    std::vector<double> seconds(static_cast<size_t>(repeats));
+    const auto body = [&](int thread) {
+        prepare(thread);
+        for (int r = 0; r < repeats; ++r) {
+            sync.arrive_and_wait();
+            const auto start = Clock::now();
+            work(thread);
+            sync.arrive_and_wait();
+            if (thread == 0) seconds[static_cast<size_t>(r)] = std::chrono::duration<double>(Clock::now() - start).count();
+        }
+    };
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; ++t) others.emplace_back(body, t);
+    body(0);
+    for (std::thread& t : others) t.join();
+    return *std::min_element(seconds.begin(), seconds.end());
+}
+
+}  // namespace
+
+double probe_read_gb_s(const Kernels& k, int threads, int repeats) {
+    constexpr int64_t kBytes = int64_t{128} << 20;
+    struct Free {
+        void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
+    };
+    std::vector<std::unique_ptr<std::byte, Free>> data(static_cast<size_t>(threads));
+    std::vector<int32_t> sinks(static_cast<size_t>(threads) * 16);
+    const double seconds = fastest_pass(
+        threads, repeats,
+        [&](int t) {  // each thread touches its own memory first
+            auto* p = static_cast<std::byte*>(::operator new(static_cast<size_t>(kBytes), std::align_val_t{64}));
+            std::memset(p, t + 1, static_cast<size_t>(kBytes));
+            data[static_cast<size_t>(t)].reset(p);
+        },
+        [&](int t) { k.probe_read(data[static_cast<size_t>(t)].get(), kBytes, &sinks[static_cast<size_t>(t) * 16]); });
+    return static_cast<double>(kBytes) * threads / seconds / 1e9;
+}
+
+double probe_int8_gop_s(const Kernels& k, int threads, int repeats) {
+    std::vector<int32_t> sinks(static_cast<size_t>(threads) * 16);
+    int64_t rounds = 1 << 10, operations = 0;
+    for (;; rounds *= 2) {  // a pass of about 20 ms
+        const auto start = Clock::now();
+        operations = k.probe_dot(rounds, sinks.data());
+        if (Clock::now() - start > std::chrono::milliseconds(20)) break;
+    }
+    const double seconds = fastest_pass(
+        threads, repeats, [](int) {}, [&](int t) { k.probe_dot(rounds, &sinks[static_cast<size_t>(t) * 16]); });
+    return static_cast<double>(operations) * threads / seconds / 1e9;
+}
+
+}  // namespace treadle::compute

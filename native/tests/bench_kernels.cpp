@@ -1,0 +1,156 @@
+// Micro-benchmark of the kernels on SmolLM2-135M's and a 1B model's shapes: GOP/s, GB/s and the share of this machine's
+// probed limits. Not a test. Usage: bench_kernels [isa]
+#include <algorithm>
+#include <chrono>
+#include <functional>
+
+#include "check.hpp"
+#include "compute/kernels.hpp"
+#include "compute/probe.hpp"
+
+using namespace treadle::compute;
+using namespace treadle::test;
+
+namespace {
+
+double best_seconds(const std::function<void()>& f, double budget = 0.3) {
+    using Clock = std::chrono::steady_clock;
+    double best = 1e9, total = 0;
+    while (total < budget) {
+        const auto start = Clock::now();
+        f();
+        const double s = std::chrono::duration<double>(Clock::now() - start).count();
+        best = std::min(best, s);
+        total += s;
+    }
+    return best;
+}
+
+const char* name_of(DType t) {
+    switch (t) {
+        case DType::f32: return "f32";
+        case DType::f16: return "f16";
+        case DType::bf16: return "bf16";
+        case DType::q4_0: return "q4_0";
+        case DType::q4_1: return "q4_1";
+        case DType::q8_0: return "q8_0";
+        default: return "?";
+    }
+}
+
+struct Weights {
+    Buffer buffer;
+    PackedMatrix m;
+    Weights(DType type, int64_t rows, int64_t cols)
+        : buffer(packed_bytes(type, rows, cols)), m{type, rows, cols, strip_bytes(type, cols), buffer.data()} {
+        std::memset(buffer.data(), 0x11, static_cast<size_t>(packed_bytes(type, rows, cols)));
+    }
+};
+
+void bench_gemm(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t rows, double limit) {
+    Random random(1);
+    const Weights w(type, n, cols);
+    const std::vector<float> x = random.normals(rows * cols);
+    std::vector<float> y(static_cast<size_t>(rows * n));
+    Buffer scratch(k.matmul_scratch_bytes(cols)), xq(k.quant_bytes(rows, std::max<int64_t>(cols, 32)));
+    const Epilogue e;
+    const bool quantised = !is_float(type);
+    if (quantised) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
+    const double s = best_seconds([&] {
+        if (quantised) k.matmul_i8(w.m, 0, w.m.strips(), xq.data(), rows, y.data(), n, e, scratch.data());
+        else k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n, e, scratch.data());
+    });
+    const double gops = 2.0 * static_cast<double>(n * cols * rows) / s / 1e9;
+    std::printf("gemm %-5s %6ldx%-6ld rows %4ld  %8.1f GOP/s  %5.1f %% of int8\n", name_of(type), static_cast<long>(n),
+                static_cast<long>(cols), static_cast<long>(rows), gops, 100 * gops / limit);
+}
+
+// Walks many matrices so that the weights come from memory.
+void bench_gemv(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t rows, double limit) {
+    const int64_t one = packed_bytes(type, n, cols), count = std::max<int64_t>(1, (int64_t{192} << 20) / one);
+    const Weights w(type, n * count, cols);
+    Random random(1);
+    const std::vector<float> x = random.normals(rows * cols);
+    std::vector<float> y(static_cast<size_t>(rows * n * count));
+    Buffer scratch(k.matmul_scratch_bytes(cols)), xq(k.quant_bytes(rows, cols));
+    const Epilogue e;
+    if (!is_float(type)) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
+    const double s = best_seconds([&] {
+        if (is_float(type)) k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n * count, e, scratch.data());
+        else k.matmul_i8(w.m, 0, w.m.strips(), xq.data(), rows, y.data(), n * count, e, scratch.data());
+    });
+    const double gb = static_cast<double>(one * count) / s / 1e9;
+    std::printf("gemv %-5s %6ldx%-6ld rows %4ld  %8.2f GB/s   %5.1f %% of read\n", name_of(type), static_cast<long>(n),
+                static_cast<long>(cols), static_cast<long>(rows), gb, 100 * gb / limit);
+}
+
+// One layer's attention of SmolLM2 (9 query heads, 3 kv heads, 64) for `rows` new rows after `past` positions.
+void bench_attention(const Kernels& k, DType type, int64_t past, int64_t rows) {
+    const Attention a{{type, 3, 64, 64, 64}, 9, 0.125f};
+    const int64_t length = past + rows, pages = (length + 63) / 64;
+    Random random(2);
+    std::vector<std::byte> arena(static_cast<size_t>(pages * kv_page_bytes(a.kv)));
+    std::vector<int32_t> table;
+    for (int64_t p = 0; p < pages; ++p) table.push_back(static_cast<int32_t>(p));
+    const std::vector<float> q = random.normals(rows * 9 * 64), kv = random.normals(3 * 64);
+    for (int64_t j = 0; j < length; ++j)
+        k.kv_write(a.kv, arena.data() + j / 64 * kv_page_bytes(a.kv), j % 64, 0, 3, kv.data(), kv.data());
+    std::vector<float> out(q.size());
+    Buffer scratch(attend_scratch_bytes(a));
+    const double s = best_seconds([&] {
+        for (int64_t r = 0; r < rows; r += kAttendRows)
+            for (int64_t h = 0; h < 3; ++h)
+                k.attend(a, {q.data() + r * 576, 576, out.data() + r * 576, 576, std::min(kAttendRows, rows - r), past + r,
+                             std::min(past + r + kAttendRows, length), arena.data(), table.data()}, h, scratch.data());
+    });
+    double keys = 0;
+    for (int64_t r = 0; r < rows; ++r) keys += static_cast<double>(past + r + 1);
+    std::printf("attention %-4s past %6ld rows %4ld  %8.1f us  %6.1f GFLOP/s  %5.2f GB/s\n", name_of(type),
+                static_cast<long>(past), static_cast<long>(rows), s * 1e6, keys * 9 * 64 * 4 / s / 1e9,
+                static_cast<double>(length * 3 * 128) * (type == DType::f32 ? 4 : 2) / s / 1e9);
+}
+
+void bench_rows(const Kernels& k) {
+    Random random(3);
+    const std::vector<float> x = random.normals(512 * 1536), u = random.normals(512 * 1536);
+    std::vector<float> y(x.size());
+    Buffer xq(k.quant_bytes(512, 1536));
+    const auto show = [](const char* what, double s) { std::printf("%-28s %8.1f us\n", what, s * 1e6); };
+    show("rmsnorm 512x576", best_seconds([&] { for (int r = 0; r < 512; ++r) k.rmsnorm(x.data() + r * 576, u.data(), 0, 1e-5f, 576, y.data() + r * 576); }));
+    show("quantise 512x576", best_seconds([&] { k.quantise(x.data(), 576, 0, 512, 512, 576, xq.data()); }));
+    show("quantise 512x1536", best_seconds([&] { k.quantise(x.data(), 1536, 0, 512, 512, 1536, xq.data()); }));
+    show("silu * up 512x1536", best_seconds([&] { k.activate(x.data(), u.data(), 512 * 1536, {}, y.data()); }));
+    const Attention a{{DType::f16, 3, 64, 64, 64}, 9, 0.125f};
+    std::vector<std::byte> page(static_cast<size_t>(kv_page_bytes(a.kv)));
+    show("kv_write 512 f16", best_seconds([&] { for (int r = 0; r < 512; ++r) k.kv_write(a.kv, page.data(), r % 64, 0, 3, x.data(), u.data()); }));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const Kernels* chosen = argc > 1 ? kernels_for(argv[1]) : &kernels();
+    if (chosen == nullptr) return 1;
+    const Kernels& k = *chosen;
+    const double read = probe_read_gb_s(k, 1), dot = probe_int8_gop_s(k, 1);
+    std::printf("%s: read %.1f GB/s (2 threads %.1f), int8 %.0f GOP/s (2 threads %.0f)\n", k.name, read,
+                probe_read_gb_s(k, 2), dot, probe_int8_gop_s(k, 2));
+    for (const DType t : {DType::q4_0, DType::q4_1, DType::q8_0, DType::f32, DType::f16, DType::bf16}) {
+        bench_gemm(k, t, 576, 576, 512, dot);
+        bench_gemm(k, t, 1536, 576, 512, dot);
+        bench_gemm(k, t, 576, 1536, 512, dot);
+        bench_gemm(k, t, 1536, 576, 32, dot);
+        bench_gemm(k, t, 1536, 576, 8, dot);
+        bench_gemm(k, t, 2048, 2048, 512, dot);
+        bench_gemm(k, t, 2048, 8192, 512, dot);
+        bench_gemv(k, t, 1536, 576, 1, read);
+        bench_gemv(k, t, 576, 1536, 1, read);
+    }
+    for (const DType t : {DType::f16, DType::f32}) {
+        bench_attention(k, t, 0, 512);
+        bench_attention(k, t, 512, 1);
+        bench_attention(k, t, 8192, 1);
+        bench_attention(k, t, 32768, 1);
+    }
+    bench_rows(k);
+    return 0;
+}
