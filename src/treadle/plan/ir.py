@@ -126,6 +126,9 @@ class TransformKind(IntEnum):
     """x -> x + args[0] (norm gains that a container stores with the offset folded in: -1 takes it out)."""
     STRIDE_ROWS = 10
     """args (start, step): every step-th row from start (interleaved gate and up)."""
+    REGROUP_HEAD_ROWS = 11
+    """args (heads, size...): rows lie head by head, each head's in parts of these sizes; they come out part by
+    part, each with all heads (fused projections, cut up by SLICE_ROWS afterwards)."""
 
 
 class GeneratorKind(IntEnum):

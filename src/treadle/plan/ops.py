@@ -241,7 +241,7 @@ _TABLE: tuple[OpSpec, ...] = (
         (_port("ids: rows", DType.I32), _port("types?: rows", DType.I32)),
         _Y,
         EmbeddingParams,
-        _TEXT,
+        _TEXT | {Stage.SCATTER},
         _slots("table: vocab hidden", "positions?: positions hidden", "types?: types hidden"),
     ),
     OpSpec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Set
 from importlib import resources
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import msgspec
 
@@ -73,7 +73,7 @@ def problems(release: str, listed: tuple[Window, ...], reads: Set[Key], golden: 
             yield f"{subject}: versions {[window.version for window in life]} are not 1, 2, 3, ..."
         if life[-1].ends is not None:
             yield f"{subject} {life[-1].version} ends, but nothing supersedes it"
-        for window, successor in zip(life, life[1:], strict=False):
+        for window, successor in pairwise(life):
             yield from _superseded(window, successor)
         for window in life:
             yield from _at(now, window, reads, golden)
@@ -87,7 +87,7 @@ def _superseded(window: Window, successor: Window) -> Iterator[str]:
     major, minor, _ = successor.introduced
     if window.ends <= successor.introduced:
         yield f"{name} ends at {_text(window.ends)}, before its successor can be adopted"
-    if window.ends > (major, minor + 1, 0) and window.ends != (major + 1, 0, 0):
+    if window.ends > (major, minor + 1, 0):
         yield f"{name} ends at {_text(window.ends)}; one minor release after {_text(successor.introduced)} is the limit"
 
 

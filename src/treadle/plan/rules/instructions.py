@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from treadle.errors import InvalidInstructionBinding, InvalidPlan, InvalidRegisterSpec, UnsupportedTensorRank
-from treadle.plan.ir import MAX_RANK, MAX_REGISTERS, NO_REGISTER, DType, Layout, Stage, Symbol
+from treadle.plan.ir import MAX_RANK, MAX_REGISTERS, NO_REGISTER, DType, Layout, Stage
 from treadle.plan.liveness import analyse
 from treadle.plan.ops import StateRule
 from treadle.plan.rules.subject import (
-    MAX_ELEMENTS,
     MAX_INSTRUCTIONS,
+    REGISTER_SYMBOLS,
     Rule,
     Subject,
+    plausible,
     size_name,
     unify,
 )
@@ -146,15 +147,10 @@ def _register_rank(s: Subject) -> Iterator[str]:
 
 
 def _register_sizes(s: Subject) -> Iterator[str]:
-    symbols = frozenset(int(symbol) for symbol in Symbol)
     for r, spec in enumerate(s.compiled.register_specs):
-        elements = 1
-        for size in spec.shape[:MAX_RANK]:
-            if size <= 0 and size not in symbols:
-                yield f"register {r}: size {size} is neither positive nor a symbol"
-            elements *= max(size, 1)
-        if elements > MAX_ELEMENTS:
-            yield f"register {r}: {list(spec.shape)} is larger than 2^48 elements"
+        shape = spec.shape[:MAX_RANK]
+        if shape and not plausible(shape, REGISTER_SYMBOLS):
+            yield f"register {r}: {list(shape)}; sizes must be positive or symbols, at most 2^48 elements in all"
 
 
 def _register_storage(s: Subject) -> Iterator[str]:
@@ -178,7 +174,7 @@ def _port_shapes(s: Subject) -> Iterator[str]:
     for op in s.ops:
         sizes = op.sizes()
         for name, words, r, spec in op.registers:
-            if 1 <= spec.rank <= MAX_RANK and (found := unify(sizes, words, spec.shape)):
+            if plausible(spec.shape, REGISTER_SYMBOLS) and (found := unify(sizes, words, spec.shape)):
                 shape = " ".join(size_name(size) for size in spec.shape)
                 yield f"{op.label}: {name} (register {r}, [{shape}]) {found}"
 

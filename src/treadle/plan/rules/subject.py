@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from math import prod
 from typing import Final
 
 import msgspec
 
 from treadle.errors import InvalidParamBlockABI, InvalidPlan
-from treadle.plan.ir import NO_WEIGHT, CompiledPlan, Instruction, RegisterSpec, WeightBinding
+from treadle.plan.ir import MAX_RANK, NO_WEIGHT, CompiledPlan, Instruction, RegisterSpec, WeightBinding
 from treadle.plan.ops import OPS, SYMBOLS, OpSpec
 from treadle.plan.params import PARAMS, Params
 from treadle.plan.rules.values import relation_findings, value_findings
@@ -21,6 +22,7 @@ MAX_INSTRUCTIONS: Final = 8192
 MAX_BINDINGS: Final = 1 << 16
 MAX_NAME: Final = 512
 MAX_ELEMENTS: Final = 1 << 48
+REGISTER_SYMBOLS: Final = frozenset(int(symbol) for symbol in SYMBOLS.values())
 
 
 class Op:
@@ -94,8 +96,12 @@ class Subject:
     def __init__(self, compiled: CompiledPlan) -> None:
         self.compiled = compiled
         self.plan = compiled.plan
-        instructions = compiled.plan.instructions[:MAX_INSTRUCTIONS]
-        self.ops = tuple(Op(i, instruction, compiled) for i, instruction in enumerate(instructions))
+
+    @cached_property
+    def ops(self) -> tuple[Op, ...]:
+        """Made when the first rule asks, behind the one that bounds their number."""
+        instructions = self.plan.instructions
+        return tuple(Op(i, instruction, self.compiled) for i, instruction in enumerate(instructions))
 
 
 Check = Callable[[Subject], Iterator[str]]
@@ -107,6 +113,13 @@ class Rule(msgspec.Struct, frozen=True):
     name: str
     error: type[InvalidPlan]
     check: Check
+
+
+def plausible(shape: tuple[int, ...], symbols: frozenset[int] = frozenset()) -> bool:
+    """Whether a shape has an accepted rank, and sizes that are positive, or symbols, and not too large together."""
+    if not 1 <= len(shape) <= MAX_RANK or any(size <= 0 and size not in symbols for size in shape):
+        return False
+    return prod(size for size in shape if size > 0) <= MAX_ELEMENTS
 
 
 def unify(sizes: dict[str, int], words: tuple[str, ...], shape: tuple[int, ...]) -> str | None:

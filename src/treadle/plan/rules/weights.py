@@ -17,7 +17,7 @@ from treadle.plan.ir import (
     TransformKind,
     WeightBinding,
 )
-from treadle.plan.rules.subject import MAX_BINDINGS, MAX_ELEMENTS, MAX_NAME, Rule, Subject, clip, unify
+from treadle.plan.rules.subject import MAX_BINDINGS, MAX_ELEMENTS, MAX_NAME, Rule, Subject, clip, plausible, unify
 from treadle.plan.rules.values import WIDTHS
 
 MAX_TENSORS: Final = 4096
@@ -37,6 +37,7 @@ TRANSFORM_ARGS: Final[Mapping[TransformKind, tuple[int, int]]] = {
     TransformKind.NEGATIVE_EXP: (0, 0),
     TransformKind.ADD_CONSTANT: (1, 1),
     TransformKind.STRIDE_ROWS: (2, 2),
+    TransformKind.REGROUP_HEAD_ROWS: (3, 16),
 }
 """(fewest, most) arguments."""
 
@@ -91,7 +92,7 @@ def _weight_shapes(s: Subject) -> Iterator[str]:
         for _, words, _, spec in op.registers:
             unify(sizes, words, spec.shape)
         for slot, words, binding in op.weights:
-            if 1 <= len(binding.shape) <= MAX_RANK and (found := unify(sizes, words, binding.shape)):
+            if plausible(binding.shape) and (found := unify(sizes, words, binding.shape)):
                 yield f"{op.label}: weight {slot} ({clip(binding.name)}, {list(binding.shape)}) {found}"
         for slot, a, b in WIDTHS.get(type(op.sound), ()) if op.sound is not None else ():
             sizes.setdefault(a, sizes.get(b, 0))
@@ -128,7 +129,7 @@ def _weight_rank(s: Subject) -> Iterator[str]:
 def _weight_sizes(s: Subject) -> Iterator[str]:
     for binding in s.compiled.weight_bindings:
         shape = binding.shape[:MAX_RANK]
-        if any(size <= 0 for size in shape) or prod(shape) > MAX_ELEMENTS:
+        if shape and not plausible(shape):
             yield f"weight {clip(binding.name)}: {list(shape)}; sizes must be positive, at most 2^48 elements in all"
 
 
@@ -186,6 +187,8 @@ def _transform_finding(transform: Transform) -> str | None:
         return "needs at least one head"
     if kind is TransformKind.STRIDE_ROWS and not args[0] < args[1]:
         return f"needs start < step, found {list(args)}"
+    if kind is TransformKind.REGROUP_HEAD_ROWS and 0 in args:
+        return f"needs heads and sizes > 0, found {list(args)}"
     if kind is TransformKind.RESHAPE and (0 in args or prod(args) > MAX_ELEMENTS):
         return f"to {list(args)}: sizes must be positive, at most 2^48 elements in all"
     return None
