@@ -61,6 +61,14 @@ class Operands(NamedTuple):
     dims: Mapping[str, int]
 
 
+class WeightUse(NamedTuple):
+    """A weight as one op's slot wants it."""
+
+    spec: WeightSpec
+    layer: int
+    shape: tuple[int, ...]
+
+
 class Registers(NamedTuple):
     specs: tuple[RegisterSpec, ...]
     operands: tuple[Operands, ...]
@@ -134,6 +142,8 @@ def assign_registers(program: Program, ops: tuple[Placed, ...]) -> Registers:
         missing = [name for name in op.reads if name not in current]
         if missing:
             raise UnsupportedModel(f"{spec.name}: reads {missing[0]!r}, which nothing before it writes")
+        if len(op.reads) > len(spec.inputs):
+            raise UnsupportedModel(f"{spec.name}: reads {len(op.reads)} values, takes {len(spec.inputs)}")
         reads = [current[name] for name in op.reads]
         reads += [NO_REGISTER] * (len(spec.inputs) - len(reads))
         dims = dict(op.params.dims()) | dict(op.sizes)
@@ -166,30 +176,38 @@ def resolve(words: tuple[str, ...], dims: Mapping[str, int], where: str) -> tupl
 def bind_weights(
     ops: tuple[Placed, ...], operands: tuple[Operands, ...]
 ) -> tuple[tuple[WeightBinding, ...], tuple[tuple[int, ...], ...]]:
-    """A binding per weight name, and every op's references to them. Raises UnsupportedModel."""
-    bindings: dict[str, WeightBinding] = {}
-    references: list[tuple[int, ...]] = []
+    """A binding per weight name, and every op's references to them. Raises UnsupportedModel.
+
+    Weights that no single layer owns come first: layers then bind alike, and dumps fold them.
+    """
+    uses: list[list[WeightUse | None]] = []
     for (op, layer), (_, _, dims) in zip(ops, operands, strict=True):
         spec = OPS[op.params.OPCODE]
         strange = op.weights.keys() - {slot.name for slot in spec.weights}
         if strange:
             raise UnsupportedModel(f"{spec.name}: has no weight slot {min(strange)!r}")
-        row: list[int] = []
+        row: list[WeightUse | None] = []
         for slot in spec.weights:
             found = op.weights.get(slot.name)
-            if found is None:
-                row.append(NO_WEIGHT)
-                continue
-            binding = bind(found, layer, len(bindings), resolve(slot.shape, dims, f"{spec.name}: {slot.name}"))
-            known = bindings.setdefault(binding.name, binding)
-            if msgspec.structs.replace(binding, index=known.index) != known:
-                raise UnsupportedModel(f"weight {binding.name}: two ops want it differently: {known} and {binding}")
-            row.append(known.index)
-        references.append(tuple(row))
+            shape = () if found is None else resolve(slot.shape, dims, f"{spec.name}: {slot.name}")
+            row.append(None if found is None else WeightUse(found, layer, shape))
+        uses.append(row)
+    bindings: dict[str, WeightBinding] = {}
+    for use in sorted((use for row in uses for use in row if use), key=lambda use: LAYER in use.spec.name):
+        binding = bind(use, len(bindings))
+        known = bindings.setdefault(binding.name, binding)
+        if msgspec.structs.replace(binding, index=known.index) != known:
+            raise UnsupportedModel(f"weight {binding.name}: two ops want it differently: {known} and {binding}")
+    references = (
+        tuple(NO_WEIGHT if use is None else bindings[numbered(use.spec.name, use.layer)].index for use in row)
+        for row in uses
+    )
     return tuple(bindings.values()), tuple(references)
 
 
-def bind(spec: WeightSpec, layer: int, index: int, shape: tuple[int, ...]) -> WeightBinding:
+def bind(use: WeightUse, index: int) -> WeightBinding:
+    """The binding that a use asks for."""
+    spec, layer, shape = use
     name = numbered(spec.name, layer)
     if layer < 0 and LAYER in spec.name:
         raise UnsupportedModel(f"weight {spec.name}: only layers have a number")

@@ -50,8 +50,9 @@ def gelu(x: F32) -> F32:
 def gelu_tanh(x: F32) -> F32:
     """The tanh approximation of gelu (same paper, section 2)."""
     inner: F32 = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    half: F32 = np.float32(0.5) * x
-    return half * (np.float32(1) + np.tanh(inner))
+    half: F32 = x * np.float32(0.5)
+    y: F32 = half + half * np.tanh(inner)
+    return y
 
 
 def softcap(x: F32, cap: float) -> F32:

@@ -1,0 +1,170 @@
+"""The compiler: golden dumps (reviewed like code), and what holds for every plan.
+
+After a deliberate change: TREADLE_UPDATE_GOLDEN=1 pytest tests/models/test_compile.py, then read the diff.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.configs import SMOLLM2
+
+from treadle.errors import UnsupportedModel
+from treadle.models.blocks import BIASES, PROJECTIONS
+from treadle.models.compile import CompileOptions, compile_model
+from treadle.models.config import Keys
+from treadle.models.registry import family_of_json
+from treadle.models.spec import Architecture, Op, WeightSpec, weight
+from treadle.plan.codec import decode, encode
+from treadle.plan.dump import text
+from treadle.plan.ir import NO_WEIGHT, DType, Lifecycle, Opcode
+from treadle.plan.ops import OPS
+from treadle.plan.params import AttentionParams, RMSNormParams, SwiGLUParams, unpack
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TINY = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+CONFIGS = {
+    "llama-tiny": {"model_type": "llama", **TINY},
+    "llama-tiny-bias-llama3": {"model_type": "llama", **TINY, **LLAMA3, "attention_bias": True, "mlp_bias": True},
+    "mistral-tiny": {"model_type": "mistral", **TINY, "sliding_window": 24},
+    "smollm2": SMOLLM2,
+}
+
+
+def architecture(values) -> tuple[Architecture, str]:
+    family = family_of_json(values["model_type"], "config.json")
+    config = family.config.read(Keys.of_json(values, "config.json"))
+    return family.architecture(config), config.sha256()
+
+
+def compiled(name, **options):
+    return compile_model(*architecture(CONFIGS[name]), CompileOptions(**options))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_golden(name):
+    path = GOLDEN / f"{name}.plan.txt"
+    found = text(compiled(name))
+    if os.environ.get("TREADLE_UPDATE_GOLDEN"):
+        path.write_text(found)
+    assert found == path.read_text(), f"{path} differs"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_plans_survive_the_codec(name):
+    plans = compiled(name)
+    assert decode(encode(plans)) == plans
+
+
+def attention_of(plans):
+    block = next(b for b in plans.prefill.param_blocks if b.opcode is Opcode.MULTIHEAD_ATTENTION)
+    params = unpack(block)
+    assert isinstance(params, AttentionParams)
+    return params
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prefill_and_decode_are_one_program(name):
+    plans = compiled(name)
+    assert plans.prefill is not None and plans.decode is not None
+    assert msgspec.structs.replace(plans.prefill, stage=plans.decode.stage) == plans.decode
+
+
+def test_kv_dtype_and_page_tokens_make_the_state():
+    for dtype, width in ((DType.F32, 4), (DType.F16, 2), (DType.BF16, 2)):
+        for tokens in (16, 64):
+            plans = compiled("llama-tiny", kv_dtype=dtype, page_tokens=tokens)
+            assert attention_of(plans).kv_dtype == dtype
+            states = plans.prefill.plan.state_descs
+            assert [state.id for state in states] == [0, 1, 2]
+            for state in states:
+                assert state.size_bytes == tokens * 2 * (16 + 16) * width
+                assert (state.align_bytes, state.page_tokens) == (64, tokens)
+                assert state.lifecycle is Lifecycle.SLOT_PERSISTENT
+                assert not state.zero_init
+
+
+def test_the_window_is_in_the_params():
+    assert attention_of(compiled("mistral-tiny")).window == 24
+    assert attention_of(compiled("llama-tiny")).window == 0
+
+
+def test_a_tied_head_is_the_table():
+    plan = compiled("smollm2").prefill
+    first, last = plan.plan.instructions[0], plan.plan.instructions[-1]
+    assert (first.opcode, last.opcode) == (Opcode.EMBEDDING, Opcode.LM_HEAD)
+    assert last.weights[0] == first.weights[0]
+    own = compiled("llama-tiny").prefill
+    assert own.plan.instructions[-1].weights[0] != own.plan.instructions[0].weights[0]
+
+
+def test_slots_are_those_of_the_op_table():
+    plan = compiled("llama-tiny-bias-llama3").prefill
+    names = [binding.name for binding in plan.weight_bindings]
+    instruction = plan.plan.instructions[2]
+    spec = OPS[Opcode.MULTIHEAD_ATTENTION]
+    found = {
+        slot.name: names[index]
+        for slot, index in zip(spec.weights, instruction.weights, strict=True)
+        if index != NO_WEIGHT
+    }
+    expected = {
+        slot: f"layers.0.attention.{slot}" for slot in ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
+    }
+    assert found == {**expected, "rope_inv_freq": "rope.inv_freq"}
+
+
+def test_the_frequencies_are_shared():
+    bindings = compiled("smollm2").prefill.weight_bindings
+    assert [b.name for b in bindings if b.generator is not None] == ["rope.inv_freq"]
+
+
+def test_compiling_smollm2_is_quick():
+    import time
+
+    began = time.perf_counter()
+    compiled("smollm2")
+    assert time.perf_counter() - began < 2.0
+
+
+def changed(ops, message):
+    """A tiny llama whose layers run `ops` must be refused with the message."""
+    base, config_hash = architecture(CONFIGS["llama-tiny"])
+    program = msgspec.structs.replace(base.programs[0], layers=(ops,))
+    with pytest.raises(UnsupportedModel, match=message):
+        compile_model(msgspec.structs.replace(base, programs=(program,)), config_hash, CompileOptions())
+
+
+GAIN = weight("layers.{layer}.n", "hf.{layer}", "gguf.{layer}")
+
+
+def test_an_architecture_that_contradicts_itself_is_refused():
+    norm = RMSNormParams(1e-5)
+    changed((Op(norm, {"gain": GAIN}, ("y",)),), "rmsnorm: reads 'y', which nothing before it writes")
+    changed((Op(norm, {"scale": GAIN}),), "rmsnorm: has no weight slot 'scale'")
+    changed((Op(norm, {"gain": GAIN}, sizes={"hidden": 65}),), "rmsnorm: x: shape .* does not fit")
+    table = weight("embedding.table", "other", "other")
+    changed((Op(norm, {"gain": table}),), "weight embedding.table: two ops want it differently")
+    changed((Op(norm, {"gain": GAIN}, ("x", "x", "x")),), "rmsnorm: reads 3 values, takes 1")
+    mlp = {slot: WeightSpec(slot) for slot in ("gate", "up", "down")}
+    changed((Op(SwiGLUParams(8), {**mlp, "head": GAIN}),), "swiglu: has no weight slot 'head'")
