@@ -27,23 +27,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     params = sampling_params(options)
-    llm = load_model(options)
-    if not llm.has_chat_template:
-        raise InvalidRequest(f"{options.model} has no chat template; use `treadle run --raw`")
     opening = [{"role": "system", "content": options.system}] if options.system else []
+    with load_model(options) as llm:
+        if not llm.has_chat_template:
+            raise InvalidRequest(f"{options.model} has no chat template; use `treadle run --raw`")
+        if sys.stdin.isatty():
+            print(f"{llm.info.model}: {HELP}", file=sys.stderr)
+        converse(llm, params, opening)
+    return 0
+
+
+def converse(llm: "LLM", params: "SamplingParams", opening: list[Message]) -> None:
     conversation = list(opening)
     read = line_reader()
-    if sys.stdin.isatty():
-        print(f"{llm.info.model}: {HELP}", file=sys.stderr)
     while True:
         try:
             line = read()
         except KeyboardInterrupt:
             continue
         except EOFError:
-            return 0
+            return
         if line == "/exit":
-            return 0
+            return
         if line == "/reset":
             conversation = list(opening)
         elif line.startswith("/"):

@@ -11,7 +11,7 @@ from treadle.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from treadle.inference.llm import LLM
-    from treadle.inference.request import RequestOutput
+    from treadle.inference.request import RequestOutput, SamplingParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,24 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     prompt = read_prompt(options.prompt)
     params = sampling_params(options)
-    llm = load_model(options)
-    final = None
-    conversation = prompt if options.raw or not llm.has_chat_template else messages(prompt, options.system)
-    for output in llm.stream(conversation, params):
-        final = output
+    with load_model(options) as llm:
+        output = answer(llm, prompt, params, options)
+        if options.json:
+            print(json.dumps(report(llm, output), ensure_ascii=False))
+        elif not options.quiet:
+            print(summary(llm, output), file=sys.stderr)
+    return 0
+
+
+def answer(llm: "LLM", prompt: str, params: "SamplingParams", options: argparse.Namespace) -> "RequestOutput":
+    """The last output of the stream; unless JSON is wanted, the text is written as it comes."""
+    templated = llm.has_chat_template and not options.raw
+    last = None
+    for output in llm.stream(messages(prompt, options.system) if templated else prompt, params):
+        last = output
         if not options.json:
             sys.stdout.write(output.outputs[0].text_delta)
             sys.stdout.flush()
-    if final is None:
+    if last is None:
         raise InvalidRequest("the prompt gave no output")
-    if options.json:
-        print(json.dumps(report(llm, final), ensure_ascii=False))
-        return 0
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if not options.quiet:
-        print(summary(llm, final), file=sys.stderr)
-    return 0
+    if not options.json:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return last
 
 
 def read_prompt(given: str | None) -> str:

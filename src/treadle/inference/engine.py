@@ -22,6 +22,7 @@ from treadle.formats.tokenizer import Tokenizer
 from treadle.inference.backends import BackendOptions, Numerics, create
 from treadle.inference.backends.base import Backend
 from treadle.inference.core import EngineCore
+from treadle.inference.cost import StepCost, step_cost
 from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, lay_out
 from treadle.inference.memory import available_bytes
 from treadle.inference.state import StatePool
@@ -196,6 +197,7 @@ class Engine:
     plans: ModelPlans
     memory_quote: MemoryQuote
     memory_measured_bytes: int
+    cost: StepCost
 
 
 def load(model: str | Path, options: EngineOptions, progress: Progress | None = None) -> Engine:
@@ -226,6 +228,7 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
         plans=plans,
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
+        cost=step_cost(layout),
     )
 
 
