@@ -128,9 +128,7 @@ def test_slots_are_those_of_the_op_table():
         for slot, index in zip(spec.weights, instruction.weights, strict=True)
         if index != NO_WEIGHT
     }
-    expected = {
-        slot: f"layers.0.attention.{slot}" for slot in ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
-    }
+    expected = {slot: f"layers.0.attention.{slot}" for slot in (*PROJECTIONS, *BIASES)}
     assert found == {**expected, "rope_inv_freq": "rope.inv_freq"}
 
 
