@@ -38,9 +38,7 @@ using InstructionTuple =
                std::vector<std::optional<WeightTuple>>, std::vector<std::tuple<int, int, nb::bytes>>,
                std::optional<std::tuple<uintptr_t, int64_t, int64_t>>>;
 
-std::span<const int32_t> span_of(const Ints& a) {
-    return {a.data(), a.size()};
-}
+std::span<const int32_t> span_of(const Ints& a) { return {a.data(), a.size()}; }
 
 Weight weight_from(const std::optional<WeightTuple>& in) {
     Weight w;
@@ -238,12 +236,15 @@ NB_MODULE(_native, m) {
         nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"), "Bytes of a packed matrix.");
     m.def("pack", &pack, nb::arg("rows"), nb::arg("dtype"), nb::arg("cols"), nb::arg("out"),
           "Packs stored rows (uint8 [rows, row bytes]) into `out`.");
-    m.def("probe_read_gb_s", &compute::probe_read_gb_s, nb::arg("threads"),
-          nb::call_guard<nb::gil_scoped_release>(),
-          "Read bandwidth of the machine in GB/s, with this many threads.");
-    m.def("probe_int8_gop_s", &compute::probe_int8_gop_s, nb::arg("threads"),
-          nb::call_guard<nb::gil_scoped_release>(),
-          "int8 dot-product rate in GOP/s, with this many threads.");
+    m.def(
+        "probe_read_gb_s", [](int threads) { return compute::probe_read_gb_s(compute::kernels(), threads); },
+        nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
+        "Read bandwidth of the machine in GB/s, with this many threads.");
+    m.def(
+        "probe_int8_gop_s",
+        [](int threads) { return compute::probe_int8_gop_s(compute::kernels(), threads); },
+        nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
+        "int8 dot-product rate in GOP/s, with this many threads.");
 
     nb::class_<ThreadPool>(m, "ThreadPool")
         .def(
