@@ -35,7 +35,6 @@ _decoder = msgspec.msgpack.Decoder(ModelPlans)
 
 def encode(plans: ModelPlans) -> bytes:
     """The plan file's bytes. Raises InvalidPlan where the plan breaks the contract or a field has a wrong type."""
-    verify(plans)
     try:
         payload = _encoder.encode(plans)
         same = _decoder.decode(payload) == plans
@@ -43,6 +42,7 @@ def encode(plans: ModelPlans) -> bytes:
         raise InvalidPlan(f"the plan cannot be written: {error}") from error
     if not same:
         raise InvalidPlan("the plan cannot be written: a field's value is not of its declared type")
+    verify(plans)
     body = _HEADER.pack(MAGIC, CONTRACT_VERSION) + payload
     if len(body) + _DIGEST_BYTES > MAX_FILE_BYTES:
         raise InvalidPlan(f"the plan takes {len(body)} bytes; a plan file may have {MAX_FILE_BYTES}")
