@@ -104,7 +104,7 @@ class Letters:
     def token_text(self, token_id: int) -> str:
         return chr(ord("A") + token_id)
 
-    def stream(self, skip_special: bool = True, continuation: bool = False) -> "_LetterStream":
+    def stream(self, skip_special: bool = True, continuation: bool = False) -> _LetterStream:
         return _LetterStream()
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.inference.history import VOCAB, Letters, finish, logits_of, make_core
+
 from treadle.errors import Cancelled, InvalidRequest, NonFiniteLogits, PromptTooLong
 from treadle.inference.request import SamplingParams
 from treadle.inference.sampling import uniform
@@ -203,7 +203,7 @@ def test_max_model_len_ends_a_request():
 
 def test_a_request_that_can_never_fit_is_refused_at_once():
     core, _ = make_core(pages=3)
-    with pytest.raises(PromptTooLong, match="16 tokens .* take 4 state pages, the pool has 3"):
+    with pytest.raises(PromptTooLong, match=r"16 tokens .* take 4 state pages, the pool has 3"):
         core.add([1] * 8, params())
     assert not core.unfinished
     core.add([1] * 4, params())

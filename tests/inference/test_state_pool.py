@@ -7,8 +7,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
-
 from tests.inference.history import PAGE_TOKENS, arenas, fixed, paged
+
 from treadle.errors import InvalidStateDescriptorBinding, InvalidStateLifecycleAction, StateExhausted
 from treadle.inference.state import StatePool
 from treadle.plan.ir import Lifecycle

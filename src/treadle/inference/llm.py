@@ -237,15 +237,21 @@ class LLM:
         return moved
 
     def _streamed(self, text: str | None, requests: list[Request]) -> Iterator[RequestOutput]:
-        shown = [0] * len(requests)
+        """An output whenever there is more; others may have brought the requests further in between."""
+        given, shown = _reached(requests), [0] * len(requests)
         try:
-            while not all(request.finished for request in requests):
-                with self._guard:
-                    moved = self._step()
-                if any(request in moved and request.output_length for request in requests):
+            while True:
+                now = _reached(requests)
+                if now != given:
                     _raise_errors([requests])
-                    yield _output(text, requests, shown)
-                    shown = [len(request.text) for request in requests]
+                    output = _output(text, requests, shown)
+                    given, shown = now, [len(request.text) for request in requests]
+                    yield output
+                elif all(request.finished for request in requests):
+                    return
+                else:
+                    with self._guard:
+                        self._step()
         finally:
             if self._loaded is not None:
                 for request in requests:
@@ -270,6 +276,10 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     if len(params) != count or not all(isinstance(each, SamplingParams) for each in params):
         raise InvalidRequest(f"sampling_params: one for all prompts or one for each of {count}, found {len(params)}")
     return list(params)
+
+
+def _reached(requests: Sequence[Request]) -> list[tuple[int, bool]]:
+    return [(request.output_length, request.finished) for request in requests]
 
 
 def _raise_errors(groups: Sequence[Sequence[Request]]) -> None:
