@@ -1,0 +1,89 @@
+"""Runs a point on a loaded model, step by step, so that only the steps that belong to it are timed."""
+
+import random
+from typing import TYPE_CHECKING
+
+from treadle.bench.points import MAX_BATCH, MAX_LENGTH, Measurement, Point, Work
+from treadle.errors import InvalidRequest
+from treadle.inference.engine import Engine, EngineOptions, load
+from treadle.inference.request import SamplingParams
+
+if TYPE_CHECKING:
+    from treadle.inference.core import EngineCore, StepRecord
+    from treadle.inference.request import Request
+
+LEAD = 16
+"""Tokens by which one sequence may be ahead of another once all have had their prompts, and then some."""
+
+
+def open_engine(model: str, *, threads: int | None, numerics: str) -> Engine:
+    """The model with room for the largest point. Raises InvalidRequest if its context is too short for the points."""
+    length = MAX_LENGTH + LEAD
+    options = EngineOptions(
+        threads=threads,
+        numerics=numerics,  # type: ignore[arg-type]
+        max_num_seqs=MAX_BATCH,
+        max_model_len=length,
+        state_tokens=MAX_BATCH * length,
+    )
+    return load(model, options)
+
+
+def measure(engine: Engine, point: Point) -> Measurement:
+    """One run of the point on random tokens, greedy, end-of-sequence ignored."""
+    core = engine.core
+    if core.unfinished:
+        raise InvalidRequest("bench needs an engine without other requests")
+    generated = point.tokens if point.name == "decode" else 0
+    params = SamplingParams(temperature=0, max_tokens=generated + LEAD, ignore_eos=True)
+    prompts = _prompts(core.vocab_size, point.batch, point.prompt or point.tokens)
+    requests = [request for prompt in prompts for request in core.add(prompt, params)]
+    try:
+        records = _prefill(core, requests)
+        if point.name == "prefill":
+            counted = records
+        else:
+            counted = [_decode_step(core, point.batch) for _ in range(point.tokens)]
+    finally:
+        for request in requests:
+            core.abort(request)
+    return Measurement(
+        point=point,
+        tokens=point.tokens * point.batch,
+        seconds=sum(record.seconds for record in counted),
+        work=_work(engine, point, counted),
+    )
+
+
+def _prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
+    generator = random.Random(0)
+    return [[generator.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
+
+
+def _prefill(core: "EngineCore", requests: "list[Request]") -> "list[StepRecord]":
+    """Steps until every request has its first token."""
+    records = []
+    while any(request.output_length == 0 for request in requests):
+        core.step()
+        records.append(core.last_step)
+    return records
+
+
+def _decode_step(core: "EngineCore", batch: int) -> "StepRecord":
+    core.step()
+    record = core.last_step
+    if not record.slots == record.rows == batch:
+        raise InvalidRequest(f"a decode step of {record.slots} slots and {record.rows} rows, expected {batch} of each")
+    return record
+
+
+def _work(engine: Engine, point: Point, records: "list[StepRecord]") -> Work:
+    """Weights once a step; for each decoded row also the state of the tokens before it (on average half the growth)."""
+    cost = engine.cost
+    rows = sum(record.rows for record in records)
+    seen = point.batch * (point.prompt + point.tokens / 2) if point.prompt else 0
+    return Work(
+        read_bytes=len(records) * (cost.weight_bytes + seen * cost.state_bytes_per_token),
+        operations=rows * cost.operations_per_row
+        + sum(record.sampled for record in records) * cost.operations_per_sampled_row,
+    )
