@@ -149,6 +149,17 @@ def test_draw_never_gives_a_token_without_weight(u):
 
 
 @settings(deadline=None)
+@given(seed=st.integers(0, 1000), size=st.sampled_from([511, 513, 4096, 50_001]), u=st.floats(0, 1, exclude_max=True))
+def test_draw_from_many_falls_where_the_running_sum_does(seed, size, u):
+    weights = np.exp(random_logits(seed, size))
+    weights[np.random.default_rng(seed).random(size) < 0.5] = 0
+    at = draw(None, weights, u)
+    mass = np.cumsum(weights.astype(np.float64)) / weights.sum(dtype=np.float64)
+    assert weights[at] > 0
+    assert (mass[at - 1] if at else 0.0) - 1e-6 <= u <= mass[at] + 1e-6
+
+
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     penalty=st.sampled_from([0.5, 1.1, 3.0]),

@@ -19,6 +19,7 @@ I64 = NDArray[np.int64]
 
 _FIRST_PREFIX: Final = 256
 """Candidates that top-p looks at first; grows eightfold until their mass suffices."""
+_BLOCK: Final = 256
 
 
 def sample(row: F32, request: Request) -> int:
@@ -64,8 +65,10 @@ def candidates(row: F32, best: float, params: SamplingParams) -> tuple[I64 | Non
     """
     tokens = _top_k(row, params.top_k)
     values = row if tokens is None else row[tokens]
+    weights = values - np.float32(best)
     with np.errstate(over="ignore"):  # to -inf, whose exp is 0 as it should
-        weights = np.exp((values - np.float32(best)) / np.float32(params.temperature))
+        weights /= np.float32(params.temperature)
+    np.exp(weights, out=weights)
     if params.min_p > 0.0:
         kept = np.flatnonzero(weights >= params.min_p)
         tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
@@ -109,12 +112,27 @@ def uniform(seed: int, stream: int, position: int) -> float:
 
 
 def draw(tokens: I64 | None, weights: F32, u: float) -> int:
-    """Inverts the cumulative distribution at `u`; a token of weight 0 is never drawn."""
-    mass = np.cumsum(weights, dtype=np.float64)
-    at = int(np.searchsorted(mass, u * mass[-1], side="right"))
-    if at == len(mass):  # u * total rounded up to the total
-        at = int(np.searchsorted(mass, mass[-1]))
+    """Inverts the cumulative distribution at `u`; a token of weight 0 is never drawn.
+
+    First over sums of blocks, then within one: a running sum over a whole vocabulary costs more than all the rest.
+    """
+    if len(weights) > 2 * _BLOCK:
+        blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)), dtype=np.float64)
+        target = u * blocks[-1]
+        block = _first_above(blocks, target)
+        start = block * _BLOCK
+        mass = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+        at = start + _first_above(mass, target - (blocks[block - 1] if block else 0.0))
+    else:
+        mass = np.cumsum(weights, dtype=np.float64)
+        at = _first_above(mass, u * mass[-1])
     return at if tokens is None else int(tokens[at])
+
+
+def _first_above(mass: NDArray[np.float64], target: float) -> int:
+    """First index whose running sum exceeds `target`; where rounding leaves none, the one that reaches the total."""
+    at = int(np.searchsorted(mass, target, side="right"))
+    return at if at < len(mass) else int(np.searchsorted(mass, mass[-1]))
 
 
 def top_logprobs(row: F32, chosen: int, count: int) -> list[tuple[int, float, int]]:
