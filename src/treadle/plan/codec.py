@@ -25,7 +25,7 @@ from treadle.plan.upgrade import upgrade_params
 from treadle.plan.verify import verify
 
 MAGIC: Final = b"TREADLE\0"
-MAX_FILE_BYTES: Final = 64 << 20
+MAX_FILE_BYTES: Final = 16 << 20
 _HEADER: Final = struct.Struct("<8sI")
 _DIGEST_BYTES: Final = 32
 

@@ -64,8 +64,11 @@ def _stage_slots(plans: ModelPlans) -> Iterator[str]:
 def _shared_state(plans: ModelPlans) -> Iterator[str]:
     if plans.prefill is not None and plans.decode is not None:
         before, after = plans.prefill.plan.state_descs, plans.decode.plan.state_descs
-        if before != after:
+        if len(before) != len(after):
             yield f"prefill describes {len(before)} states, decode {len(after)}; they work on the same ones"
+        for a, b in zip(before, after, strict=False):
+            if a != b:
+                yield f"prefill describes state {a.id} otherwise than decode describes state {b.id}"
 
 
 def _handoff_stages(plans: ModelPlans) -> Iterator[str]:
