@@ -20,10 +20,10 @@ inline constexpr BlockLayout kLayoutQ4_0{18, 256, 32};
 inline constexpr BlockLayout kLayoutQ4_1{20, 256, 64};
 inline constexpr BlockLayout kLayoutQ8_0{34, 512, 32};
 
-// Quantised rows: row tiles of 16 (the last one may be lower). Per tile and block of 32 columns one record:
+// Quantised rows: row tiles of 12 (the last one may be lower). Per tile and block of 32 columns one record:
 // [height][32] int8 quants, [height] f32 scales, [height] f32 scale * sum, [height] i32 -8 * sum, [height] i32 -128 * sum,
 // the sums being those of the quants. The integer ones start an accumulator for weights kept with an offset.
-inline constexpr int64_t kTileHeight = 16;
+inline constexpr int64_t kTileHeight = 12;
 inline constexpr int64_t kQuantRowBytes = kBlock + 4 * 4;  // of one row and block
 
 }  // namespace treadle::compute

@@ -43,69 +43,53 @@ void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t r
     }
 }
 
-int64_t matmul_scratch_bytes(int64_t cols) {
-    const int64_t unpacked = (cols + kBlock - 1) / kBlock * (512 + 128), widened = kStripGroup * cols * 64;
-    return (most(unpacked, widened) + kAlign - 1) / kAlign * kAlign;
+int64_t matmul_scratch_bytes(int64_t /*cols*/) {
+    constexpr int64_t kInt8 = kUnpackedBytes + kChunkRows * kDotVectors * kLanes * 4;
+    constexpr int64_t kFloat = kWidenedBytes + kChunkRows * kFloatStrips * kStripRows * 4;
+    return kInt8 > kFloat ? kInt8 : kFloat;
 }
 
 void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows, float* y,
                int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
-    const Output out{y, ldy, w.rows, &epilogue};
+    const DotProduct p{w, xq, rows, w.cols / kBlock, {y, ldy, w.rows, &epilogue}, scratch};
     switch (w.type) {
-        case DType::q4_0: return matmul_format<FormatQ4_0>(w, strip0, strip1, xq, rows, out, scratch);
-        case DType::q4_1: return matmul_format<FormatQ4_1>(w, strip0, strip1, xq, rows, out, scratch);
-        case DType::q8_0: return matmul_format<FormatQ8_0>(w, strip0, strip1, xq, rows, out, scratch);
+        case DType::q4_0: return matmul_format<FormatQ4_0>(p, strip0, strip1);
+        case DType::q4_1: return matmul_format<FormatQ4_1>(p, strip0, strip1);
+        case DType::q8_0: return matmul_format<FormatQ8_0>(p, strip0, strip1);
         default: __builtin_trap();  // float types have no int8 product; packable() has refused every other
     }
 }
 
+template <class Format>
+void matmul_dequantised(const FloatProduct& p, int64_t strip0, int64_t strip1) {
+    matmul_widened(p, strip0, strip1, [&](const std::byte* strip, int64_t k, int64_t depth, float* dst) {
+        dequantise_blocks(PackedStrip<Format>(strip, p.w.cols / kBlock), k / kBlock, depth / kBlock, dst);
+    });
+}
+
 void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx, int64_t rows,
                 float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
-    const Output out{y, ldy, w.rows, &epilogue};
-    const FloatRows in{x, ldx, rows, w.cols};
-    const bool direct = rows <= kFloatRows;
+    const bool few = rows <= kFloatRows;  // then one pass over the weights, read as they are
+    const int64_t panel = few && is_float(w.type) ? w.cols : kPanelCols;
+    const FloatProduct p{w, x, ldx, rows, {y, ldy, w.rows, &epilogue}, scratch, panel};
     switch (w.type) {
-        case DType::f32: return matmul_direct<ColumnsF32>(w, 16, strip0, strip1, in, out);
+        case DType::f32: return matmul_direct<ColumnsF32>(p, 16, 1, strip0, strip1);
         case DType::f16:
-            if (direct) return matmul_direct<ColumnsF16>(w, 16, strip0, strip1, in, out);
-            return each_widened(w, strip0, strip1, in, out, scratch,
-                                [&](const std::byte* strip, float* dst) { widen_f16(halves(strip), w.cols, dst); });
+            if (few) return matmul_direct<ColumnsF16>(p, 16, 1, strip0, strip1);
+            return matmul_widened(p, strip0, strip1, widen_f16);
         case DType::bf16:
-            if (direct) return matmul_direct<ColumnsBf16Pairs>(w, 32, strip0, strip1, in, out);
-            return each_widened(w, strip0, strip1, in, out, scratch, [&](const std::byte* strip, float* dst) {
-                widen_bf16_pairs(halves(strip), w.cols, dst);
-            });
-        case DType::q4_0: return matmul_dequantised<FormatQ4_0>(w, strip0, strip1, in, out, scratch);
-        case DType::q4_1: return matmul_dequantised<FormatQ4_1>(w, strip0, strip1, in, out, scratch);
-        case DType::q8_0: return matmul_dequantised<FormatQ8_0>(w, strip0, strip1, in, out, scratch);
+            if (few) return matmul_direct<ColumnsBf16Pairs>(p, 32, 2, strip0, strip1);
+            return matmul_widened(p, strip0, strip1, widen_bf16_pairs);
+        case DType::q4_0: return matmul_dequantised<FormatQ4_0>(p, strip0, strip1);
+        case DType::q4_1: return matmul_dequantised<FormatQ4_1>(p, strip0, strip1);
+        case DType::q8_0: return matmul_dequantised<FormatQ8_0>(p, strip0, strip1);
         default: __builtin_trap();
     }
 }
 
 template <class Format>
 void unpack_block_row(const std::byte* strip, int64_t lane, int64_t blocks, float* dst) {
-    constexpr int kShift = Format::kOffset == Offset::eight ? 8 : Format::kOffset == Offset::none ? 0 : kSignedBias;
-    const PackedStrip<Format> packed(strip, blocks);
-    const int64_t in_part = lane % kLanes;
-    for (int64_t block = 0; block < blocks; ++block) {
-        B w[8];
-        F scale, minimum = zero();
-        packed.load_block(block, static_cast<int>(lane / kLanes), w, scale, minimum);
-        alignas(64) std::byte bytes[4 * kLanes];
-        alignas(64) float scales[kLanes], minima[kLanes];
-        store(scales, scale);
-        store(minima, minimum);
-        for (int j = 0; j < 8; ++j) {
-            bstore(bytes, w[j]);
-            for (int i = 0; i < 4; ++i) {
-                const std::byte raw = bytes[4 * in_part + i];
-                const int q = (Format::kSigned && kSignedBias == 0 ? static_cast<int8_t>(raw) : static_cast<uint8_t>(raw)) - kShift;
-                const float value = static_cast<float>(q);
-                dst[block * kBlock + 4 * j + i] = Format::kHasMinimum
-                    ? __builtin_fmaf(scales[in_part], value, minima[in_part]) : scales[in_part] * value;
-            }
-        }
-    }
+    dequantise_row(PackedStrip<Format>(strip, blocks), lane, blocks, dst);
 }
 
 void unpack_row(const PackedMatrix& w, int64_t row, float* dst) {

@@ -4,26 +4,30 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-// Independent chains, enough to hide the latency of the dot instruction. Returns the operations done (a multiply and an
-// add for each byte); the sums go to `sink` so that none of it is dropped.
+// Independent chains, enough to hide the latency of the dot instruction, eight dots each in turn as a block of a matrix
+// product has. Returns the operations done (a multiply and an add for each byte); the sums go to `sink` so that none of
+// it is dropped.
 int64_t probe_dot(int64_t rounds, int32_t* sink) {
-    constexpr int kChains = kLanes == 4 ? 24 : 12;
-    alignas(64) std::byte bytes[4 * kLanes];
-    for (int i = 0; i < 4 * kLanes; ++i) bytes[i] = static_cast<std::byte>(i % 13);
-    const B w = bload(bytes);
+    constexpr int kChains = kLanes == 8 ? 6 : 12;  // registers: AVX2 has half of them
+    alignas(64) std::byte bytes[4 * kLanes + 128];
+    for (int i = 0; i < 4 * kLanes + 128; ++i) bytes[i] = static_cast<std::byte>(i % 13);
+    B w[8];
+    for (int j = 0; j < 8; ++j) w[j] = bload(bytes + 4 * j);
     I acc[kChains];
     for (int c = 0; c < kChains; ++c) acc[c] = iset1(c);
     for (int64_t r = 0; r < rounds; ++r) {
-        const std::byte* x = bytes + (r & 3) * 4;
-#pragma GCC unroll 24
-        for (int c = 0; c < kChains; ++c) acc[c] = dot<false>(acc[c], w, x);
+        const std::byte* x = bytes + (r & 7) * 4;
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j)
+#pragma GCC unroll 12
+            for (int c = 0; c < kChains; ++c) acc[c] = dot<false>(acc[c], w[j], x + 4 * c);
     }
     alignas(64) int32_t out[kLanes];
     for (int c = 0; c < kChains; ++c) {
         istore(out, acc[c]);
         for (int i = 0; i < kLanes; ++i) *sink += out[i] & 1;
     }
-    return rounds * kChains * kLanes * 8;
+    return rounds * 8 * kChains * kLanes * 8;
 }
 
 // Reads `bytes` (a multiple of 512) from aligned memory.

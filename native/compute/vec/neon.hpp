@@ -8,8 +8,9 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 4;
 inline constexpr int kSignedBias = 0;
-inline constexpr int kTileRows = 8;
-inline constexpr int kFloatRows = 6;
+inline constexpr int kDotRows = 3;       // the int8 tile: rows and vectors of columns
+inline constexpr int kDotVectors = 4;
+inline constexpr int kFloatRows = 6;     // the f32 tile
 inline constexpr int kFloatVectors = 4;
 
 using F = float32x4_t;

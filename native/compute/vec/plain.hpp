@@ -7,8 +7,9 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 16;
 inline constexpr int kSignedBias = 0;
-inline constexpr int kTileRows = 1;
-inline constexpr int kFloatRows = 1;
+inline constexpr int kDotRows = 1;       // the int8 tile: rows and vectors of columns
+inline constexpr int kDotVectors = 1;
+inline constexpr int kFloatRows = 1;     // the f32 tile
 inline constexpr int kFloatVectors = 1;
 
 struct F { float v[kLanes]; };
