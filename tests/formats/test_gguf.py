@@ -69,8 +69,7 @@ def test_smollm2_agrees_with_gguf_py(smollm2: Path) -> None:
         if len(field.data) < 1000:
             assert plain(ours.metadata[name]) == field.contents(), name
     tokens = fields["tokenizer.ggml.tokens"]
-    for number in range(0, len(tokens.data), 97):
-        assert ours.metadata["tokenizer.ggml.tokens"][number] == bytes(tokens.parts[tokens.data[number]]).decode()
+    assert ours.metadata["tokenizer.ggml.tokens"].tolist() == [bytes(tokens.parts[at]).decode() for at in tokens.data]
     assert list(ours.tensors) == [t.name for t in theirs.tensors]
     for t in theirs.tensors:
         info = ours.info(t.name)
@@ -83,12 +82,14 @@ def test_smollm2_agrees_with_gguf_py(smollm2: Path) -> None:
 
 
 def test_a_50k_vocabulary_opens_fast(smollm2: Path) -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        GGUFFile.open(smollm2)
-        return time.perf_counter() - start
+    """CPU time, since the machine may be busy: some 0.02 s on a quiet core."""
 
-    assert min(seconds() for _ in range(5)) < 0.1
+    def seconds() -> float:
+        start = time.thread_time()
+        GGUFFile.open(smollm2)
+        return time.thread_time() - start
+
+    assert min(seconds() for _ in range(5)) < 0.2
 
 
 def test_types_are_those_of_gguf_py() -> None:

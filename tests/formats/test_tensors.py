@@ -6,7 +6,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -43,6 +43,7 @@ def test_dequantise_any_bytes(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ENCODED)
+@settings(max_examples=40, deadline=None)
 @given(x=blocks)
 def test_quantise(dtype: str, x: np.ndarray) -> None:
     with np.errstate(over="ignore", invalid="ignore"):

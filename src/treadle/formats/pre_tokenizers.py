@@ -87,7 +87,7 @@ _BY_PRE_TOKENIZER: tuple[tuple[PreTokenizer, str], ...] = (
     (_gpt2, "jina-es jina-de jina-v2-es jina-v2-de"),
     (_digits_gpt2, "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
     (_llama3_bos, "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"),
-    (_llama3, "dbrx smaug-bpe glm4 chatglm-bpe"),
+    (_llama3, "dbrx smaug-bpe chatglm-bpe"),
     (_qwen2, "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2"),
     (_bloom, "bloom poro-chat gpt3-finnish"),
     (_deepseek3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
@@ -98,6 +98,7 @@ _BY_PRE_TOKENIZER: tuple[tuple[PreTokenizer, str], ...] = (
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
     {name: pre for pre, names in _BY_PRE_TOKENIZER for name in names.split()}
     | {
+        "glm4": PreTokenizer((_LLAMA3,), ignore_merges=True),
         "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
         "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
         "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),

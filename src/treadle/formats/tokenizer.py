@@ -18,7 +18,7 @@ from treadle.errors import InvalidRequest
 from treadle.formats.gguf import Value
 from treadle.formats.tokenizer_gguf import load_gguf
 from treadle.formats.tokenizer_json import load_json
-from treadle.formats.tokenizer_parts import TokenizerParts
+from treadle.formats.tokenizer_parts import TokenizerParts, guarded
 
 __all__ = ["DetokenizerStream", "Tokenizer"]
 
@@ -63,15 +63,26 @@ class Tokenizer:
 
         ``add_special`` adds what the model expects around a text (BOS and the like); leave it off for a rendered chat
         template, which brings its own. With ``parse_special`` off, control tokens spelt out in the text are plain
-        text. Raises InvalidRequest for text that is not Unicode (lone surrogates).
+        text. Raises InvalidRequest for text that is not Unicode (lone surrogates) or that this vocabulary can only
+        encode as a control token, InvalidFile if the tokenizer's own patterns fail on it.
         """
         try:
-            with self._lock:
-                self._backend.encode_special_tokens = not parse_special
-                ids = self._backend.encode(text, add_special_tokens=add_special).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(f"text: lone surrogate at character {error.start}") from None
-        return [*self._prefix, *ids, *self._suffix] if add_special else list(ids)
+        with self._lock, guarded("tokenizer"):
+            self._backend.encode_special_tokens = not parse_special
+            encoding = self._backend.encode(text, add_special_tokens=add_special)
+        ids: list[int] = encoding.ids
+        if not parse_special:
+            self._refuse_spelt_out(text, ids, encoding.special_tokens_mask)
+        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    def _refuse_spelt_out(self, text: str, ids: list[int], added: list[int]) -> None:
+        """A Unigram vocabulary may hold its control tokens as ordinary pieces; text must not turn into them."""
+        for token_id, by_template in zip(ids, added, strict=True):
+            if token_id in self._pieces.special and not by_template and self.token_text(token_id) in text:
+                raise InvalidRequest(f"text: {self.token_text(token_id)!r} cannot be encoded as plain text")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; empty for an id that is no token (padding rows of an embedding)."""
