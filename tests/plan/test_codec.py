@@ -284,3 +284,36 @@ def test_an_empty_model_is_no_plan():
 
 def test_stages_are_kept_apart():
     assert decode(encode(replace(SMALL, compiler_version="0.1.1"))).compiler_version == "0.1.1"
+
+
+LONG = {
+    "instructions": ([PREFILL, 1, 0], [0, [], [], [], None, None], 8193),
+    "states": ([PREFILL, 1, 2], [0, 0, 0, False, 0, 0], 8193),
+    "plan inputs": ([PREFILL, 1, 3], 0, 257),
+    "operands": ([PREFILL, 1, 0, 0, 1], 0, 17),
+    "weights of an op": ([PREFILL, 1, 0, 0, 3], 0, 65),
+    "param blocks": ([PREFILL, 2], [1, 0, b""], 8193),
+    "weights": ([PREFILL, 3], [0, "", [], [], [], None], 65535),
+    "axes": ([PREFILL, 3, 0, 2], 1, 17),
+    "dtypes": ([PREFILL, 3, 0, 3], 0, 65),
+    "tensors": ([PREFILL, 3, 0, 4, 0, 1], "", 4097),
+    "registers": ([PREFILL, 4], [0, [], 0], 65535),
+    "last reads": ([PREFILL, 5, 0], 0, 65535),
+    "kill sets": ([PREFILL, 5, 1], b"", 8193),
+    "diagnostics": ([PREFILL, 7], "", 257),
+    "handoffs": ([8], [0, 0, 0, 0, 0, 0, 0, 0, False], 65),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_long_lists_are_refused_before_they_are_read(what):
+    """One item too many is refused by its count, so a file of any size costs what its accepted part costs."""
+    path, item, count = LONG[what]
+    with pytest.raises(InvalidPlan, match=f"length <= {count - 1}"):
+        decode(changed(path, [item] * count))
+
+
+def test_long_texts_are_refused():
+    for path, value in (([0, 0], "x" * 513), ([PREFILL, 3, 0, 1], "x" * 513), ([PREFILL, 2, 0, 2], b"x" * 1025)):
+        with pytest.raises(InvalidPlan, match="length <="):
+            decode(changed(path, value))

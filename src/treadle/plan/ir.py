@@ -6,13 +6,17 @@ Plans are pure data (frozen msgspec structs). Shapes are symbolic over the step:
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 CONTRACT_VERSION: Final = 1
 MAX_RANK: Final = 4
 MAX_REGISTERS: Final = 0xFFFE
+MAX_INSTRUCTIONS: Final = 8192
+MAX_NAME: Final = 512
+MAX_DIAGNOSTICS: Final = 256
+MAX_DIAGNOSTIC: Final = 1024
 NO_REGISTER: Final = 0xFFFF
 """Stands in `Instruction.inputs` where an optional input is absent."""
 NO_WEIGHT: Final = 0xFFFFFFFF
@@ -156,26 +160,39 @@ class Lifecycle(IntEnum):
     STEP_SCOPED = 2
 
 
-class Struct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Struct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Base of all plan structures: immutable, encoded as arrays, strict about extra fields."""
+
+
+T = TypeVar("T")
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+# Tuples that a hostile file cannot make long; the decoder stops at the count, before it reads the items.
+UpTo16 = Annotated[tuple[T, ...], msgspec.Meta(max_length=16)]
+UpTo64 = Annotated[tuple[T, ...], msgspec.Meta(max_length=64)]
+UpTo256 = Annotated[tuple[T, ...], msgspec.Meta(max_length=256)]
+UpTo4096 = Annotated[tuple[T, ...], msgspec.Meta(max_length=4096)]
+PerInstruction = Annotated[tuple[T, ...], msgspec.Meta(max_length=MAX_INSTRUCTIONS)]
+PerRegister = Annotated[tuple[T, ...], msgspec.Meta(max_length=MAX_REGISTERS)]
+Bits = Annotated[bytes, msgspec.Meta(max_length=(MAX_REGISTERS + 7) // 8)]
+Payload = Annotated[bytes, msgspec.Meta(max_length=1024)]
 
 
 class Transform(Struct, frozen=True):
     kind: TransformKind
-    args: tuple[int, ...] = ()
+    args: UpTo16[int] = ()
 
 
 class Source(Struct, frozen=True):
     """Where one container keeps a weight: the tensors' names, and the transforms applied in order."""
 
     container: Container
-    tensors: tuple[str, ...]
-    transforms: tuple[Transform, ...] = ()
+    tensors: UpTo4096[Name]
+    transforms: UpTo16[Transform] = ()
 
 
 class Generator(Struct, frozen=True):
     kind: GeneratorKind
-    args: tuple[float, ...]
+    args: UpTo4096[float]
 
 
 class WeightBinding(Struct, frozen=True):
@@ -186,10 +203,10 @@ class WeightBinding(Struct, frozen=True):
     """
 
     index: int
-    name: str
-    shape: tuple[int, ...]
-    dtypes: tuple[DType, ...]
-    sources: tuple[Source, ...] = ()
+    name: Name
+    shape: UpTo16[int]
+    dtypes: UpTo64[DType]
+    sources: UpTo16[Source] = ()
     generator: Generator | None = None
 
 
@@ -197,7 +214,7 @@ class RegisterSpec(Struct, frozen=True):
     """dtype and symbolic shape of one logical register; constants > 0, `Symbol` values < 0."""
 
     dtype: DType
-    shape: tuple[int, ...]
+    shape: UpTo16[int]
     layout: Layout = Layout.ROW_MAJOR
 
     @property
@@ -209,9 +226,9 @@ class Instruction(Struct, frozen=True):
     """One macro-op. Operands stand in the order of the op's `OpSpec`; weights index the plan's bindings."""
 
     opcode: Opcode
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    weights: tuple[int, ...] = ()
+    inputs: UpTo16[int]
+    outputs: UpTo16[int]
+    weights: UpTo64[int] = ()
     param_block_id: int | None = None
     state_block_id: int | None = None
 
@@ -221,7 +238,7 @@ class ParamBlock(Struct, frozen=True):
 
     abi_version: int
     opcode: Opcode
-    payload: bytes
+    payload: Payload
 
 
 class StateDescriptor(Struct, frozen=True):
@@ -238,11 +255,11 @@ class StateDescriptor(Struct, frozen=True):
 class ExecutionPlan(Struct, frozen=True):
     """Instructions in execution order. Registers are assigned once; `inputs` are written by the caller."""
 
-    instructions: tuple[Instruction, ...]
+    instructions: PerInstruction[Instruction]
     register_count: int
-    state_descs: tuple[StateDescriptor, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    state_descs: PerInstruction[StateDescriptor]
+    inputs: UpTo256[int]
+    outputs: UpTo256[int]
 
 
 class LivenessMap(Struct, frozen=True):
@@ -250,19 +267,19 @@ class LivenessMap(Struct, frozen=True):
     outputs; the writer's own index where nobody reads it (-1 for an unread plan input).
     `kill_after_instruction[i]`: little-endian bitset (ceil(registers/8) bytes) of registers dead after i."""
 
-    register_last_read: tuple[int, ...]
-    kill_after_instruction: tuple[bytes, ...]
+    register_last_read: PerRegister[int]
+    kill_after_instruction: PerInstruction[Bits]
 
 
 class CompiledPlan(Struct, frozen=True):
     stage: Stage
     plan: ExecutionPlan
-    param_blocks: tuple[ParamBlock, ...]
-    weight_bindings: tuple[WeightBinding, ...]
-    register_specs: tuple[RegisterSpec, ...]
+    param_blocks: PerInstruction[ParamBlock]
+    weight_bindings: PerRegister[WeightBinding]
+    register_specs: PerRegister[RegisterSpec]
     liveness: LivenessMap
     peak_registers: int
-    diagnostics: tuple[str, ...] = ()
+    diagnostics: UpTo256[Annotated[str, msgspec.Meta(max_length=MAX_DIAGNOSTIC)]] = ()
 
 
 class Handoff(Struct, frozen=True):
@@ -283,7 +300,7 @@ class Handoff(Struct, frozen=True):
 class ModelFacts(Struct, frozen=True):
     """What the engine must know of a model to serve it, besides its programs."""
 
-    model_type: str
+    model_type: Name
     vocab_size: int
     hidden_size: int
     max_positions: int
@@ -294,14 +311,14 @@ class ModelPlans(Struct, frozen=True):
     """All programs of one model, with what they were compiled from."""
 
     facts: ModelFacts
-    config_hash: str
-    compiler_version: str
+    config_hash: Name
+    compiler_version: Name
     vision_encode: CompiledPlan | None = None
     scatter: CompiledPlan | None = None
     prefill: CompiledPlan | None = None
     decode: CompiledPlan | None = None
     encode: CompiledPlan | None = None
-    handoffs: tuple[Handoff, ...] = ()
+    handoffs: UpTo64[Handoff] = ()
 
     def stages(self) -> tuple[CompiledPlan, ...]:
         """The programs that are present, in the order of `Stage`."""

@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from treadle.errors import InvalidHandoff, InvalidPlan, InvalidStateDescriptorBinding
-from treadle.plan.ir import CompiledPlan, Handoff, ModelPlans, RegisterSpec, Stage
+from treadle.plan.ir import MAX_NAME, CompiledPlan, Handoff, ModelPlans, RegisterSpec, Stage
 from treadle.plan.rules import bindings, instructions, weights
-from treadle.plan.rules.subject import MAX_NAME, Rule, Subject, clip
+from treadle.plan.rules.subject import Rule, Subject, clip
 
 RULES: Final[tuple[Rule, ...]] = (*instructions.RULES, *bindings.RULES, *weights.RULES)
 """What one stage's plan must satisfy. Each rule passes over what another one refuses."""

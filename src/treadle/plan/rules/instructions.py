@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from typing import Final
 
 from treadle.errors import InvalidInstructionBinding, InvalidPlan, InvalidRegisterSpec, UnsupportedTensorRank
-from treadle.plan.ir import MAX_RANK, MAX_REGISTERS, NO_REGISTER, DType, Layout, Stage
+from treadle.plan.ir import (
+    MAX_DIAGNOSTIC,
+    MAX_DIAGNOSTICS,
+    MAX_INSTRUCTIONS,
+    MAX_RANK,
+    MAX_REGISTERS,
+    NO_REGISTER,
+    DType,
+    Layout,
+    Stage,
+)
 from treadle.plan.liveness import analyse, live_ranges, peak_live
 from treadle.plan.ops import StateRule
 from treadle.plan.rules.subject import (
-    MAX_INSTRUCTIONS,
     REGISTER_SYMBOLS,
     Rule,
     Subject,
@@ -19,8 +28,6 @@ from treadle.plan.rules.subject import (
     unify,
 )
 
-MAX_DIAGNOSTICS: Final = 256
-MAX_DIAGNOSTIC: Final = 1024
 _PLAIN: Final = frozenset({DType.F32, DType.F16, DType.BF16, DType.I8, DType.U8, DType.I32, DType.I64})
 _CAUSAL_STAGES: Final = frozenset({Stage.PREFILL, Stage.DECODE})
 

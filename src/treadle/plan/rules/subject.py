@@ -18,9 +18,6 @@ from treadle.plan.ops import OPS, SYMBOLS, OpSpec
 from treadle.plan.params import PARAMS, Params
 from treadle.plan.rules.values import relation_findings, value_findings
 
-MAX_INSTRUCTIONS: Final = 8192
-MAX_BINDINGS: Final = 1 << 16
-MAX_NAME: Final = 512
 MAX_ELEMENTS: Final = 1 << 48
 REGISTER_SYMBOLS: Final = frozenset(int(symbol) for symbol in SYMBOLS.values())
 

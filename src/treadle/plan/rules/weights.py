@@ -8,6 +8,7 @@ from typing import Final
 
 from treadle.errors import InvalidInstructionBinding, InvalidPlan, InvalidWeightRefCount, UnsupportedTensorRank
 from treadle.plan.ir import (
+    MAX_NAME,
     MAX_RANK,
     NO_WEIGHT,
     DType,
@@ -17,7 +18,7 @@ from treadle.plan.ir import (
     TransformKind,
     WeightBinding,
 )
-from treadle.plan.rules.subject import MAX_BINDINGS, MAX_ELEMENTS, MAX_NAME, Rule, Subject, clip, plausible, unify
+from treadle.plan.rules.subject import MAX_ELEMENTS, Rule, Subject, clip, plausible, unify
 from treadle.plan.rules.values import WIDTHS
 
 MAX_TENSORS: Final = 4096
@@ -101,8 +102,6 @@ def _weight_shapes(s: Subject) -> Iterator[str]:
 
 
 def _binding_index(s: Subject) -> Iterator[str]:
-    if len(s.compiled.weight_bindings) > MAX_BINDINGS:
-        yield f"{len(s.compiled.weight_bindings)} weights; at most {MAX_BINDINGS}"
     for i, binding in enumerate(s.compiled.weight_bindings):
         if binding.index != i:
             yield f"weight {clip(binding.name)}: index {binding.index}, expected {i}"
