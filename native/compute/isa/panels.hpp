@@ -18,21 +18,45 @@ struct PanelEnds {
     const Output* out;
 };
 
+// Finished rows through the epilogue.
+template <int R, int V>
+TREADLE_INLINE void write_rows(const PanelEnds& ends, const F acc[R][V]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            const int64_t col = ends.col + v * kLanes;
+            if (col < ends.out->cols) write(*ends.out, ends.row + r, col, acc[r][v]);
+        }
+}
+
 template <int R, int V>
 TREADLE_INLINE void begin_panel(const PanelEnds& ends, F acc[R][V]) {
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v)
-            acc[r][v] = ends.first ? zero() : load(ends.stash + ((ends.stash_row + r) * V + v) * kLanes);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    if (ends.first) return;
+    const float* stash = ends.stash + ends.stash_row * V * kLanes;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] = load(stash + (r * V + v) * kLanes);
 }
 
 template <int R, int V>
 TREADLE_INLINE void end_panel(const PanelEnds& ends, const F acc[R][V]) {
+    float* to = ends.stash + ends.stash_row * V * kLanes;
+    int64_t stride = V * kLanes;
+    if (ends.last) {
+        if (ends.col + V * kLanes > ends.out->cols || !is_plain(*ends.out->epilogue)) return write_rows<R, V>(ends, acc);
+        to = ends.out->y + ends.row * ends.out->ldy + ends.col;
+        stride = ends.out->ldy;
+    }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
-        for (int v = 0; v < V; ++v) {
-            const int64_t col = ends.col + v * kLanes;
-            if (!ends.last) store(ends.stash + ((ends.stash_row + r) * V + v) * kLanes, acc[r][v]);
-            else if (col < ends.out->cols) write(*ends.out, ends.row + r, col, acc[r][v]);
-        }
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) store(to + r * stride + v * kLanes, acc[r][v]);
 }
 
 // Rows of a chunk: a multiple of `unit` with at most kChunkBytes at `row_bytes` each.
