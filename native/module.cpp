@@ -189,6 +189,8 @@ void throw_typed(const char* name, const char* what) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // Programs may live in globals of the interpreter until it exits, which nanobind would report as leaks.
+    nb::set_leak_warnings(false);
     m.attr("__version__") = version();
     m.attr("compiled_isas") = compiled_isas();
 

@@ -11,12 +11,12 @@ class LmHeadOp final : public Op {
   public:
     LmHeadOp(const Instruction& in, const BindContext& context)
         : context_(context), x_(in.inputs[0]), y_(in.outputs[0]) {
-        const bool fused = in.params.size() == 2;
-        params_ = in.params[fused ? 1 : 0].as<contract::LMHeadParams>();
+        fused_ = in.params.size() == 2;
+        params_ = in.params[fused_ ? 1 : 0].as<contract::LMHeadParams>();
         weight_ = matrix(in.weights[kWeight], y_.cols, x_.cols, "weight");
         bias_ = vector(in.weights[kBias], y_.cols, "bias");
         const Norm norm =
-            fused ? bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols) : Norm{};
+            fused_ ? bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols) : Norm{};
         input_ = RowInput(context, x_.cols, context.limits.max_sampled, norm, true);
         input_.serves(weight_);
     }
@@ -34,6 +34,8 @@ class LmHeadOp final : public Op {
         const Pieces p = carve(team, own);
         const ReadyRows rows = input_.prepare(x_.f32(), x_.cols, step.sampled, step.sampled_rows, worker,
                                               p.input_team, p.input_own);
+        // With the norm fused, the logits may share the buffer of x: nobody may write before all have read.
+        if (fused_) worker.sync();
         const Product product{&weight_, y_.f32(), y_.cols, {.bias = bias_, .scale = params_.scale}};
         multiply_all({&product, 1}, rows, worker, context_.exact, p.matmul, 0);
         if (params_.softcap > 0.0f) {
@@ -60,6 +62,7 @@ class LmHeadOp final : public Op {
     }
 
     BindContext context_;
+    bool fused_ = false;
     contract::LMHeadParams params_{};
     Register x_, y_;
     PackedMatrix weight_{};
