@@ -11,7 +11,7 @@ from treadle.plan.ir import Lifecycle, StateDescriptor
 from treadle.plan.ops import OPS, StateRule
 from treadle.plan.params import MAX_PAYLOAD, PARAMS, unpack
 from treadle.plan.rules.subject import Op, Rule, Subject
-from treadle.plan.rules.values import feature_findings, relation_findings, value_findings
+from treadle.plan.rules.values import feature_findings
 from treadle.plan.upgrade import newest
 
 MAX_STATE_ID: Final = 0xFFFF
@@ -56,14 +56,14 @@ def _params_used(s: Subject) -> Iterator[str]:
 
 def _param_values(s: Subject) -> Iterator[str]:
     for op in s.ops:
-        if op.params is not None:
-            yield from (f"{op.label}: {found}" for found in value_findings(op.params))
+        if op.block is not None:
+            yield from (f"{op.label}: {found}" for found in op.block.values)
 
 
 def _param_relations(s: Subject) -> Iterator[str]:
     for op in s.ops:
-        if op.params is not None and not any(value_findings(op.params)):
-            yield from (f"{op.label}: {found}" for found in relation_findings(op.params))
+        if op.block is not None:
+            yield from (f"{op.label}: {found}" for found in op.block.relations)
 
 
 def _features(s: Subject) -> Iterator[str]:

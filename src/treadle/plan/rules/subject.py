@@ -5,7 +5,7 @@ A rule passes over whatever another rule refuses, so that each defect has one ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from math import prod
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from treadle.errors import InvalidParamBlockABI, InvalidPlan
-from treadle.plan.ir import MAX_RANK, NO_WEIGHT, CompiledPlan, Instruction, RegisterSpec, WeightBinding
+from treadle.plan.ir import MAX_RANK, NO_WEIGHT, CompiledPlan, Instruction, ParamBlock, RegisterSpec, WeightBinding
 from treadle.plan.ops import OPS, SYMBOLS, OpSpec
 from treadle.plan.params import PARAMS, Params
 from treadle.plan.rules.values import relation_findings, value_findings
@@ -22,38 +22,50 @@ MAX_ELEMENTS: Final = 1 << 48
 REGISTER_SYMBOLS: Final = frozenset(int(symbol) for symbol in SYMBOLS.values())
 
 
+class Block:
+    """A param block, read once for all instructions that share it."""
+
+    def __init__(self, block: ParamBlock) -> None:
+        self.opcode = block.opcode
+        cls = PARAMS.get((block.opcode, block.abi_version))
+        try:
+            self.params = None if cls is None else cls.unpack(block)
+        except InvalidParamBlockABI:
+            self.params = None
+        self.values = () if self.params is None else tuple(value_findings(self.params))
+        """Fields out of range."""
+        readable = self.params is not None and not self.values
+        self.relations = tuple(relation_findings(self.params)) if self.params is not None and readable else ()
+        """Fields that contradict one another."""
+        self.sound = self.params if readable and not self.relations else None
+        """The params, where nothing is wrong with them."""
+
+
 class Op:
     """One instruction with what its opcode and param block say; None or empty where they are broken."""
 
-    def __init__(self, index: int, instruction: Instruction, compiled: CompiledPlan) -> None:
+    def __init__(self, index: int, instruction: Instruction, compiled: CompiledPlan, blocks: Sequence[Block]) -> None:
         self.index = index
         self.instruction = instruction
         self.compiled = compiled
         self.spec: OpSpec | None = OPS.get(instruction.opcode)
+        block_id = instruction.param_block_id
+        found = blocks[block_id] if block_id is not None and 0 <= block_id < len(blocks) else None
+        self.block = found if found is not None and found.opcode == instruction.opcode else None
 
     @property
     def label(self) -> str:
         return f"instruction {self.index} ({self.spec.name if self.spec else f'opcode {int(self.instruction.opcode)}'})"
 
-    @cached_property
+    @property
     def params(self) -> Params | None:
         """The params, where there is a readable block of this opcode."""
-        block_id, blocks = self.instruction.param_block_id, self.compiled.param_blocks
-        if block_id is None or not 0 <= block_id < len(blocks) or blocks[block_id].opcode != self.instruction.opcode:
-            return None
-        cls = PARAMS.get((blocks[block_id].opcode, blocks[block_id].abi_version))
-        try:
-            return None if cls is None else cls.unpack(blocks[block_id])
-        except InvalidParamBlockABI:
-            return None
+        return None if self.block is None else self.block.params
 
-    @cached_property
+    @property
     def sound(self) -> Params | None:
         """The params, where their values are in range and fit one another."""
-        params = self.params
-        if params is None or any(value_findings(params)) or any(relation_findings(params)):
-            return None
-        return params
+        return None if self.block is None else self.block.sound
 
     @cached_property
     def registers(self) -> tuple[tuple[str, tuple[str, ...], int, RegisterSpec], ...]:
@@ -98,7 +110,8 @@ class Subject:
     def ops(self) -> tuple[Op, ...]:
         """Made when the first rule asks, behind the one that bounds their number."""
         instructions = self.plan.instructions
-        return tuple(Op(i, instruction, self.compiled) for i, instruction in enumerate(instructions))
+        blocks = tuple(map(Block, self.compiled.param_blocks))
+        return tuple(Op(i, instruction, self.compiled, blocks) for i, instruction in enumerate(instructions))
 
 
 Check = Callable[[Subject], Iterator[str]]
