@@ -5,17 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from tests.cli.command import TREADLE, failure, treadle
 
 from treadle.cli.main import COMMANDS
-
-TREADLE = Path(sys.executable).with_name("treadle")
-
-
-def treadle(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([TREADLE, *arguments], capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 def test_help_names_every_command_quickly():
@@ -89,17 +83,13 @@ def test_a_closed_pipe_is_no_traceback():
 
 
 def test_a_missing_model_is_one_line_with_the_next_step(tmp_path):
-    result = treadle("run", str(tmp_path / "absent.gguf"), "hello")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert "absent.gguf" in result.stderr
-    assert "treadle models" in result.stderr
-    assert "Traceback" not in result.stderr
+    line = failure("run", tmp_path / "absent.gguf", "hello")
+    assert "absent.gguf" in line
+    assert "treadle models" in line
 
 
 def test_a_missing_model_in_json(tmp_path):
-    result = treadle("run", str(tmp_path / "absent.gguf"), "hello", "--json")
+    result = treadle("run", tmp_path / "absent.gguf", "hello", "--json")
     assert result.returncode == 1
     error = json.loads(result.stdout)["error"]
     assert error["type"] == "ModelNotFound"
