@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from treadle.errors import PromptTooLong
+from treadle.errors import PromptTooLong, StateExhausted
 from treadle.inference.request import Request, RequestStatus
 
 
@@ -18,14 +17,12 @@ class Pages(Protocol):
     @property
     def free_pages(self) -> int: ...
     def pages_for(self, length: int) -> int: ...
-    def pages_needed(self, slot: int, length: int) -> int: ...
     def alloc(self) -> int: ...
     def reserve(self, slot: int, length: int) -> None: ...
     def deinit(self, slot: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """A request's share of a step: its next `rows` tokens, and for how many of them, the last ones, logits."""
 
     request: Request
@@ -106,14 +103,15 @@ class Scheduler:
         """Reserves pages, taking them from younger requests if need be. False: the request itself had to yield."""
         if request.status is not RequestStatus.RUNNING:
             return False  # it yielded its pages to an older one, earlier in this pass
-        length = request.computed + rows
-        while self._pool.pages_needed(request.slot, length) > self._pool.free_pages:
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is request:
-                return False
-        self._pool.reserve(request.slot, length)
-        return True
+        while True:
+            try:
+                self._pool.reserve(request.slot, request.computed + rows)
+                return True
+            except StateExhausted:
+                youngest = self.running[-1]
+                self._preempt(youngest)
+                if youngest is request:
+                    return False
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)

@@ -24,6 +24,8 @@ class _Slot:
     pages: list[int] = field(default_factory=list)
     length: int = 0
     """Tokens whose state is written. Pages may reach further: `reserve` comes before the step, `commit` after it."""
+    writable: int = 0
+    """Up to this length nothing needs to be reserved: the pages are there, and from `length` on the slot's own."""
     awaits_reuse: bool = False
 
 
@@ -95,6 +97,8 @@ class StatePool:
     def pages_needed(self, slot: int, length: int) -> int:
         """Free pages that `reserve(slot, length)` would take: new ones, and copies of shared ones it would write."""
         state = self._slots[slot]
+        if length <= state.writable:
+            return 0
         count = self.pages_for(length)
         writes = range(state.length // self.page_tokens, min(count, len(state.pages)))
         return max(0, count - len(state.pages)) + sum(self._refs[state.pages[i]] > 1 for i in writes)
@@ -127,7 +131,7 @@ class StatePool:
                 handle.page(page)[:] = 0
         for handle in decision.zeroed_fixed:
             handle.page(slot)[:] = 0
-        state.pages, state.length, state.awaits_reuse = own, 0, True
+        state.pages, state.length, state.writable, state.awaits_reuse = own, 0, 0, True
         self._write_table(slot, state)
 
     def reuse(self, slot: int) -> None:
@@ -181,7 +185,7 @@ class StatePool:
                 handle.page(slot)[:] = 0
         kept = self.pages_for(length)
         self._release(state.pages[kept:])
-        state.pages, state.length = state.pages[:kept], length
+        state.pages, state.length, state.writable = state.pages[:kept], length, 0
         self._write_table(slot, state)
         return length
 
@@ -202,10 +206,10 @@ class StatePool:
         Raises StateExhausted where the pool has too few free pages.
         """
         state = self._state(slot)
+        if length <= state.writable:
+            return
         if state.awaits_reuse:
             raise InvalidStateLifecycleAction(f"slot {slot}: was reset; reuse it before writing")
-        if not self._paged:
-            return
         self._require(slots=0, pages=self.pages_needed(slot, length))
         count = self.pages_for(length)
         for i in range(state.length // self.page_tokens, min(count, len(state.pages))):
@@ -214,8 +218,8 @@ class StatePool:
                 state.pages[i] = self._copy_of(shared)
                 self._refs[shared] -= 1
                 self.table[slot, i] = state.pages[i]
-        if count > len(state.pages):
-            self._grow(slot, state, count)
+        self._grow(slot, state, count)
+        state.writable = count * self.page_tokens if self._paged else length
 
     def commit(self, slot: int, length: int) -> None:
         """After a step: `length` tokens are written."""
