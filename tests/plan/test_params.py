@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from tests.plan.zoo import zoo
 
 from treadle.errors import InvalidParamBlockABI
 from treadle.plan import upgrade
+from treadle.plan.codec import load
 from treadle.plan.ir import ModelPlans, Opcode, ParamBlock
 from treadle.plan.ops import OPS
 from treadle.plan.params import (
@@ -34,7 +36,8 @@ from treadle.plan.params import (
     layout,
     unpack,
 )
-from treadle.plan.rules.values import RANGES, REQUIRED_IFF
+from treadle.plan.rules.values import FINITE, POSITIVE, RANGES, REQUIRED_IFF, SIZE
+from treadle.plan.verify import verify
 
 FROZEN = {
     "0.1": "eps f, gain_offset f",
@@ -197,6 +200,19 @@ def test_a_whole_model_is_lifted():
         for old, new in zip(before.param_blocks, after.param_blocks, strict=True):
             assert new.abi_version == (3 if old.opcode == Opcode.RMSNORM else 1)
             assert new == old or new.opcode == Opcode.RMSNORM
+
+
+def test_a_release_with_newer_params_reads_the_golden_file(monkeypatch):
+    golden = Path(__file__).parents[1] / "golden" / "contract_1" / "zoo.plan"
+    monkeypatch.setitem(PARAMS, (Opcode.RMSNORM, 2), RMSNormV2)
+    monkeypatch.setitem(upgrade.UPGRADES, (Opcode.RMSNORM, 1), UPGRADES[Opcode.RMSNORM, 1])
+    monkeypatch.setitem(RANGES, RMSNormV2, {"eps_squared": POSITIVE, "gain_offset": FINITE, "groups": SIZE})
+    lifted = load(golden)
+    norms = [b for compiled in lifted.stages() for b in compiled.param_blocks if b.opcode == Opcode.RMSNORM]
+    assert [unpack(block) for block in norms] == [RMSNormV2(pytest.approx(1e-12), 1.0, 1)] * 2
+    assert load(golden) == lifted != zoo()
+    with pytest.raises(InvalidParamBlockABI, match="version 1, expected 2"):
+        verify(zoo())
 
 
 def test_versions_outside_the_window_are_refused():

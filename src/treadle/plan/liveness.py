@@ -15,18 +15,18 @@ def live_ranges(plan: ExecutionPlan) -> tuple[list[int], list[int]]:
     end = len(plan.instructions)
     first, last = [end] * count, [-1] * count
     for r in plan.inputs:
-        if r < count:
+        if 0 <= r < count:
             first[r] = -1
     for i, instruction in enumerate(plan.instructions):
         for r in instruction.outputs:
-            if r < count and first[r] == end:
+            if 0 <= r < count and first[r] == end:
                 first[r] = i
                 last[r] = max(last[r], i)
         for r in instruction.inputs:
-            if r < count:
+            if 0 <= r < count:
                 last[r] = i
     for r in plan.outputs:
-        if r < count:
+        if 0 <= r < count:
             last[r] = end
     return first, last
 
