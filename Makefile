@@ -32,7 +32,7 @@ native: .venv/.native
 # --- use -------------------------------------------------------------------------------------------------------
 .PHONY: run
 run: .venv/.native
-	@.venv/bin/treadle run smollm2 --pull --temperature 0 --max-tokens 64 "$(PROMPT)"
+	@.venv/bin/treadle run smollm2 --pull --numerics exact --temperature 0 --max-tokens 64 "$(PROMPT)"
 
 .PHONY: bench
 bench: .venv/.native

@@ -74,6 +74,11 @@ def test_run_reads_the_prompt_from_stdin(model, answer):
     assert "prompt is empty" in failure("run", model, "-", input=" \n")
 
 
+def test_options_may_stand_before_the_prompt(model, answer):
+    result = treadle("run", "-q", model, "--temperature", 0, "--max-tokens", 12, PROMPT)
+    assert result.stdout == answer.outputs[0].text + "\n"
+
+
 def test_run_raw_skips_the_chat_template(model, llm):
     plain = llm.generate(PROMPT, GREEDY)[0]
     assert run_json(model, "--raw")["token_ids"] == plain.outputs[0].token_ids

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from tests.cli.command import TREADLE, failure, treadle
@@ -13,11 +13,13 @@ from treadle.cli.main import COMMANDS
 
 
 def test_help_names_every_command_quickly():
+    """Processor time, the best of five: other work on the machine must not fail the test."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = treadle("--help")
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert result.returncode == 0
     assert not result.stderr
     for name, summary in COMMANDS.items():

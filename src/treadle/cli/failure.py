@@ -50,9 +50,10 @@ class Parser(argparse.ArgumentParser):
 
     asked: list[str]
 
-    def parse_args(self, args: list[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        self.asked = args
-        return super().parse_args(args, namespace)
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Options and operands in any order, which parse_args refuses where an operand is optional."""
+        self.asked = arguments
+        return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(report_usage(f"{self.prog.removeprefix('treadle ')}: {message}", as_json="--json" in self.asked))

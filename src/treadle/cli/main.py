@@ -77,7 +77,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     command: Command = import_module(f"treadle.cli.{name}_command")
     parser = Parser(prog=f"treadle {name}", description=COMMANDS[name].capitalize() + ".")
     command.add_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     try:
         return command.execute(options)
     except TreadleError as error:
