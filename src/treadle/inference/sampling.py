@@ -17,8 +17,10 @@ from treadle.inference.request import Request, SamplingParams
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
-_FIRST_PREFIX: Final = 256
-"""Candidates that top-p looks at first; grows eightfold until their mass suffices."""
+_U64: Final = 0xFFFF_FFFF_FFFF_FFFF
+_NOTHING: Final = np.empty(0, np.int64)
+_SORTED_WHOLE: Final = 1024
+"""Candidates that top-p sorts without looking for the part that matters."""
 _BLOCK: Final = 256
 
 
@@ -87,28 +89,38 @@ def _top_k(row: F32, k: int) -> I64 | None:
 
 
 def _top_p(weights: F32, p: float) -> I64:
-    """Indices, ascending, of the smallest set of largest weights whose share reaches p (Holtzman et al. 2019)."""
-    size, needed = len(weights), p * float(weights.sum(dtype=np.float64))
-    count = _FIRST_PREFIX
-    while True:
-        if count >= size:
-            prefix: I64 = np.arange(size)
-        else:
-            # everything at or above the count-th largest: whole groups of equal weights, so that ids decide ties
-            prefix = np.flatnonzero(weights >= np.partition(weights, size - count)[size - count])
-        order = prefix[np.argsort(-weights[prefix], kind="stable")]
-        mass = np.cumsum(weights[order], dtype=np.float64)
-        if mass[-1] >= needed or count >= size:
-            break
-        count *= 8
-    kept = int(np.searchsorted(mass, needed)) + 1  # mass[kept - 1] is the first to reach p
-    return np.sort(order[:kept])
+    """Indices, ascending, of the smallest set of largest weights whose share reaches p (Holtzman et al. 2019).
+
+    A histogram over the weights' leading bits finds the bin where that happens; only this bin is sorted, equal
+    weights by index. `weights` lie in [0, 1].
+    """
+    needed = p * float(weights.sum(dtype=np.float64))
+    certain, edge, below = _NOTHING, np.arange(len(weights)), 0.0
+    if len(weights) > _SORTED_WHOLE:
+        bins = weights.view(np.uint32) >> np.uint32(16)  # ascending with the weight, as none is negative
+        mass = np.cumsum(np.bincount(bins, weights=weights)[::-1])
+        at = min(int(np.searchsorted(mass, needed)), len(mass) - 1)
+        certain, edge = np.flatnonzero(bins > len(mass) - 1 - at), np.flatnonzero(bins == len(mass) - 1 - at)
+        below = float(mass[at - 1]) if at else 0.0
+    order = edge[np.argsort(-weights[edge], kind="stable")]
+    count = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), needed - below)) + 1
+    return np.sort(np.concatenate([certain, order[:count]]))
 
 
 def uniform(seed: int, stream: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments (Philox, Salmon et al. 2011)."""
-    generator = np.random.Philox(key=seed & 0xFFFF_FFFF_FFFF_FFFF, counter=(position << 64) | (stream << 128))
-    return float(generator.random_raw() >> 11) * 2.0**-53
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    return (philox([position & _U64, stream & _U64, 0, 0], [seed & _U64, 0])[0] >> 11) * 2.0**-53
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x64-10: four random u64 from a counter of four and a key of two (Salmon et al. 2011)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        a, b = c0 * 0xD2E7470EE14C6C93, c2 * 0xCA5A826395121157
+        c0, c1, c2, c3 = (b >> 64) ^ c1 ^ k0, b & _U64, (a >> 64) ^ c3 ^ k1, a & _U64
+        k0, k1 = (k0 + 0x9E3779B97F4A7C15) & _U64, (k1 + 0xBB67AE8584CAA73B) & _U64
+    return [c0, c1, c2, c3]
 
 
 def draw(tokens: I64 | None, weights: F32, u: float) -> int:
