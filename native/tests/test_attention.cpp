@@ -144,9 +144,11 @@ void test(const Attention& a, int64_t length, int64_t rows, const std::string& n
                                                         " not " + std::to_string(want[i]));
     for (const Kernels* k : supported_kernels())
         for (const int64_t chunk : {int64_t{1}, int64_t{5}, int64_t{16}, kAttendRows})
-            for (const bool split : {false, true})
+            for (const bool split : {false, true}) {
+                if (k == kernels_for("plain") && (chunk != 5 || !split)) continue;  // it is slow
                 check(same_bits(run(s, *k, chunk, split), plain),
                       name + " " + k->name + " chunk " + std::to_string(chunk) + (split ? " split" : "") + " is not plain's");
+            }
 }
 
 }  // namespace
@@ -158,25 +160,25 @@ int main() {
         const Attention causal{kv, 6, 0.125f};
         test(causal, 1, 1, t + " single");
         test(causal, 70, 70, t + " causal");
-        test(causal, 600, 40, t + " causal long");
+        test(causal, 530, 24, t + " causal long");
         Attention a = causal;
         a.left = 20;
         test(a, 150, 60, t + " window");
         a.left = 300;
-        test(a, 700, 33, t + " window over splits");
+        test(a, 600, 33, t + " window over splits");
         a.right = 12;
         a.left = 12;
-        test(a, 130, 130, t + " symmetric window");
+        test(a, 100, 100, t + " symmetric window");
         a.left = a.right = kUnbounded;
         test(a, 90, 90, t + " both ways");
         a = causal;
         a.softcap = 5.0f;
         a.sinks = a.slopes = reinterpret_cast<const float*>(1);  // replaced by the setup's own
-        test(a, 300, 20, t + " softcap, sinks, slopes");
+        test(a, 270, 17, t + " softcap, sinks, slopes");
         test({{type, 1, 32, 32, 16}, 1, 0.2f}, 50, 50, t + " one head, page 16");
         test({{type, 2, 80, 96, 32}, 4, 0.1f}, 100, 40, t + " dims 80 and 96, page 32");
         test({{type, 1, 40, 24, 64}, 2, 0.1f}, 100, 40, t + " dims 40 and 24");
-        test({{type, 1, 256, 256, 64}, 8, 0.06f}, 100, 20, t + " dim 256");
+        test({{type, 1, 256, 256, 64}, 8, 0.06f}, 70, 9, t + " dim 256");
         test({{type, 3, 64, 64, 64}, 9, 0.125f}, 65, 65, t + " 9 heads of 3");
     }
     return report("test_attention");
