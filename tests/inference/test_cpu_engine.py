@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from treadle import LLM, SamplingParams
+from treadle.plan.context import Counters
 
 LENGTH = 130
 MODELS = [("Q4_1", "fast"), ("Q8_0", "exact"), ("F32", "fast"), ("F16", "exact")]
@@ -82,6 +83,16 @@ def test_memory_is_what_was_quoted(tiny_gguf):
         assert llm.memory_measured_bytes == pytest.approx(llm.memory_quote.total_bytes, rel=0.02)
         assert llm.info.isa in ("avx512", "avx2", "plain", "neon")
         assert llm.info.threads == 2
+
+
+def test_no_op_loops_over_slots(tiny_gguf):
+    prompts = [{"prompt_token_ids": ids(i, 20)} for i in range(6)]
+    with make_llm(tiny_gguf("llama", "Q4_1")) as llm:
+        llm.engine.core.counters = counters = Counters()
+        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))
+        assert counters.per_slot_fallbacks == 0
+        assert counters.launches > 0 and counters.planned_bytes > 0
+        assert set(counters.dispatches.values()) <= {5, 15}  # five steps, three layers
 
 
 def test_ctrl_c_leaves_the_engine_usable(tiny_gguf):

@@ -203,11 +203,16 @@ def test_max_model_len_ends_a_request():
 
 def test_a_request_that_can_never_fit_is_refused_at_once():
     core, _ = make_core(pages=3)
-    with pytest.raises(PromptTooLong, match=r"16 tokens .* take 4 state pages, the pool has 3"):
-        core.add([1] * 8, params())
+    with pytest.raises(PromptTooLong, match=r"state of 13 tokens .* takes 4 pages, the pool has 3"):
+        core.add([1] * 6, params())
+    with pytest.raises(PromptTooLong):
+        core.add_logits([1] * 13)
     assert not core.unfinished
-    core.add([1] * 4, params())
+    (request,) = core.add([1] * 5, params())
+    filling = core.add_logits([1] * 12)
     finish(core)
+    assert request.output_token_ids == greedy([1] * 5, 8)
+    assert filling.metrics.preemptions == request.metrics.preemptions == 0
 
 
 @pytest.mark.parametrize(

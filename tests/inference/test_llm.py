@@ -255,17 +255,11 @@ def test_a_per_slot_backend_needs_to_be_allowed(tiny_checkpoint):
 def test_per_slot_loops_are_counted(llm):
     """The reference backend's attention loops over slots; each of the three layers counts once a step."""
     core = llm.engine.core
-    requests = [core.add([5, 6, 7], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))[0] for _ in range(2)]
-    core.step()
-    counters = Counters()
-    step = core.scheduler.schedule()
-    context = core._arrays.fill(step)
-    context.counters = counters
-    core._runner.run(context)
-    assert counters.per_slot_fallbacks == 3
-    assert sum(counters.dispatches.values()) == llm.info.instructions
-    for request in requests:
-        core.abort(request)
+    core.counters = counters = Counters()
+    llm.generate([{"prompt_token_ids": [5, 6, 7]}] * 2, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+    core.counters = None
+    assert counters.per_slot_fallbacks == 4 * 3
+    assert sum(counters.dispatches.values()) == 4 * llm.info.instructions
 
 
 def test_a_quote_above_what_is_there_is_refused_before_allocation(tiny_checkpoint, monkeypatch):

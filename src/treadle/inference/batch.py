@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.inference.scheduler import Scheduled
-from treadle.plan.context import ExecutionContext
+from treadle.plan.context import Counters, ExecutionContext
 from treadle.plan.ir import Stage
 from treadle.plan.views import StepLimits
 
@@ -26,7 +26,7 @@ class StepArrays:
         self._tokens = np.zeros(limits.max_rows, np.int32)
         self._sampled = np.zeros(limits.max_sampled, np.int32)
 
-    def fill(self, step: Sequence[Scheduled]) -> ExecutionContext:
+    def fill(self, step: Sequence[Scheduled], counters: Counters | None = None) -> ExecutionContext:
         """Rows of a request lie together, requests in the order of `step`; its sampled rows are its last ones."""
         row = sampled = 0
         for i, share in enumerate(step):
@@ -58,4 +58,5 @@ class StepArrays:
             page_table=self._table[slots],
             state_slots=slots,
             sampled_rows=self._sampled[:sampled],
+            counters=counters,
         )

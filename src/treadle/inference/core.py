@@ -18,7 +18,7 @@ from treadle.inference.sampling import sample, top_logprobs
 from treadle.inference.scheduler import Scheduled, Scheduler
 from treadle.inference.state import StatePool
 from treadle.inference.text import Detokeniser, OutputText
-from treadle.plan.context import ExecutionContext
+from treadle.plan.context import Counters, ExecutionContext
 from treadle.plan.views import StepLimits
 
 F32 = NDArray[np.float32]
@@ -89,6 +89,8 @@ class EngineCore:
         self.scheduler = Scheduler(pool, limits.max_rows, limits.max_batch, limits.max_sampled)
         self.stats = Stats()
         self.last_step = _NOTHING
+        self.counters: Counters | None = None
+        """Set it to have steps counted."""
         self._runner = runner
         self._codec = codec
         self._clock = clock
@@ -167,7 +169,7 @@ class EngineCore:
         step = self.scheduler.schedule()
         if not step:
             return []
-        context = self._arrays.fill(step)
+        context = self._arrays.fill(step, self.counters)
         started = self._clock()
         (logits,) = self._runner.run(context)
         now = self._clock()

@@ -49,11 +49,12 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raises PromptTooLong if the request could not fit even alone."""
-        needed = self._pool.pages_for(request.max_length)
+        tokens = request.max_length if request.logits is not None else request.max_length - 1  # the last is not fed
+        needed = self._pool.pages_for(tokens)
         if needed > self._pool.total_pages:
             raise PromptTooLong(
-                f"{request.max_length} tokens (prompt and output) take {needed} state pages, "
-                f"the pool has {self._pool.total_pages}; lower max_tokens or raise state_tokens"
+                f"state of {tokens} tokens (prompt and output) takes {needed} pages, the pool has "
+                f"{self._pool.total_pages}; lower max_tokens or raise state_tokens"
             )
 
     def add(self, request: Request) -> None:
