@@ -2,9 +2,7 @@
 
 namespace treadle {
 
-const char* version() {
-    return TREADLE_VERSION;
-}
+const char* version() { return TREADLE_VERSION; }
 
 const char* compiled_isas() {
     return "plain"

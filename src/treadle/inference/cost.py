@@ -1,4 +1,4 @@
-"""What a step must at least read and calculate, whatever the backend: the measure for its share of the machine's limit."""
+"""What a step must at least read and calculate: with the machine's limits, the shortest time it could take."""
 
 from __future__ import annotations
 
