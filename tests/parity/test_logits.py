@@ -1,0 +1,110 @@
+"""Logits against transformers in f32 on the same values, over at least 256 positions."""
+
+import numpy as np
+import pytest
+from tests import tiny
+from tests.parity import oracles
+from tests.parity.prose import ENGLISH, MIXED
+
+from treadle.inference.llm import LLM
+
+POSITIONS = 256
+TOLERANCE = 1e-4
+TEXTS = (ENGLISH, MIXED)
+
+
+@pytest.fixture(scope="module")
+def smollm2_oracle(smollm2):
+    return oracles.llama_of_gguf(smollm2)
+
+
+def smollm2_logits(path, texts, positions=None, **options):
+    """[(ids, logits)] of each text's first positions."""
+    with LLM(path, max_num_logits=POSITIONS, **options) as llm:
+        prompts = [llm.encode(text)[:positions] for text in texts]
+        return [(ids, llm.logits(ids)) for ids in prompts]
+
+
+@pytest.fixture(scope="module")
+def smollm2_exact(smollm2):
+    return smollm2_logits(smollm2, TEXTS, numerics="exact")
+
+
+@pytest.fixture(scope="module")
+def smollm2_fast(smollm2):
+    return smollm2_logits(smollm2, TEXTS, numerics="fast")
+
+
+def tiny_ids(name):
+    return tiny.tokenizer().encode(MIXED).ids[:POSITIONS]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_tiny_models(name, backend, tiny_checkpoint):
+    ids = tiny_ids(name)
+    expected = oracles.logits(tiny.model(name), ids)
+    with LLM(tiny_checkpoint(name), backend=backend, numerics="exact", max_num_seqs=1) as llm:
+        assert llm.encode(MIXED)[:POSITIONS] == ids
+        assert oracles.relative_error(llm.logits(ids), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", ["llama", "llama-llama3"])
+def test_tiny_gguf_of_every_type(name, dtype, tiny_gguf):
+    path = tiny_gguf(name, dtype)
+    ids = tiny_ids(name)
+    expected = oracles.logits(tiny_gguf_oracle(name, path), ids)
+    with LLM(path, numerics="exact") as llm:
+        assert oracles.relative_error(llm.logits(ids), expected) < TOLERANCE
+
+
+def tiny_gguf_oracle(name, path):
+    """The GGUF file's values in the config's own architecture (its rope scaling from the config, not the file)."""
+    plain = oracles.llama_of_gguf(path)
+    model = tiny.model(name)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-bias", "llama-linear", "llama-yarn"])
+def test_both_doors_give_the_same_logits(name, tiny_checkpoint, tiny_gguf):
+    ids = tiny_ids(name)[:64]
+    found = []
+    for path in (tiny_checkpoint(name), tiny_gguf(name, "F32")):
+        with LLM(path, numerics="exact") as llm:
+            found.append(llm.logits(ids))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("text", [0, 1], ids=["english", "mixed"])
+def test_smollm2_exact(text, smollm2_exact, smollm2_oracle):
+    ids, found = smollm2_exact[text]
+    assert len(ids) >= 2 * POSITIONS
+    assert oracles.relative_error(found, oracles.logits(smollm2_oracle, ids)) < TOLERANCE
+
+
+def test_smollm2_on_the_reference_backend(smollm2, smollm2_oracle):
+    ((ids, found),) = smollm2_logits(
+        smollm2, TEXTS[:1], POSITIONS, backend="reference", numerics="exact", max_num_seqs=1
+    )
+    assert len(ids) == POSITIONS
+    assert oracles.relative_error(found, oracles.logits(smollm2_oracle, ids)) < TOLERANCE
+
+
+def test_smollm2_fast_chooses_as_exact(smollm2_fast, smollm2_exact):
+    (_, fast), (_, exact) = smollm2_fast[0], smollm2_exact[0]
+    assert np.mean(fast.argmax(axis=1) == exact.argmax(axis=1)) >= 0.97
+
+
+@pytest.mark.parametrize("text", [0, 1], ids=["english", "mixed"])
+def test_smollm2_fast_keeps_the_perplexity(text, smollm2_fast, smollm2_exact):
+    (ids, fast), (_, exact) = smollm2_fast[text], smollm2_exact[text]
+    assert abs(oracles.perplexity(fast, ids) / oracles.perplexity(exact, ids) - 1) <= 0.01
+
+
+def test_smollm2_fast_is_no_noisier_than_its_rounding(smollm2, smollm2_fast, smollm2_exact):
+    """What fast loses is what int8 inputs lose, and not more."""
+    (ids, fast), (_, exact) = smollm2_fast[1], smollm2_exact[1]
+    rounded = oracles.logits(oracles.with_int8_inputs(oracles.llama_of_gguf(smollm2)), ids)
+    assert 0 < oracles.noise(fast, exact) < 1.15 * oracles.noise(rounded, exact)
