@@ -8,7 +8,9 @@ a slice (test_fuzz.py).
 from __future__ import annotations
 
 import argparse
+import copy
 import faulthandler
+import io
 import json
 import os
 import random
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -54,8 +57,9 @@ Seeds = Callable[[], list[bytes]]
 
 
 def saved(writer: GGUFWriter) -> bytes:
-    with tempfile.TemporaryDirectory() as directory:
-        return writer.save(Path(directory) / "seed.gguf").read_bytes()
+    file = io.BytesIO()
+    writer._write(file)
+    return file.getvalue()
 
 
 @cache
@@ -249,10 +253,114 @@ def replace_digits(data: bytearray, at: int, rng: random.Random) -> None:
 MUTATIONS = [flip, flip, set_byte, set_number, set_number, truncate, cut, repeat, insert_word, replace_digits]
 
 
+HOSTILE: list[Any] = [None, True, -1, 0, 1, 3, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 64, 1e308, -0.5, [], {}, [[]] * 99]
+HOSTILE += [*("", "a", "\0", "<s>", "((", "(a+)+$", "(a|a)*b", "\\p{L", "\ud800"), "x" * 5000, "Isolated", "ByteLevel"]
+HOSTILE += [[0, 1 << 62], [1 << 32, 1 << 32], {"type": "Sequence", "decoders": []}, {"Regex": "(?:(?:a*)*)*c"}]
+
+
+def damage_tree(root: Any, rng: random.Random) -> Any:
+    """One node of a JSON value replaced, removed, repeated or moved."""
+    places = [(parent, key) for parent in containers(root) for key in keys(parent)]
+    if not places:
+        return copy.deepcopy(rng.choice(HOSTILE))
+    parent, key = rng.choice(places)
+    action = rng.randrange(5)
+    if action == 0:
+        del parent[key]
+    elif action == 1 and isinstance(parent, list):
+        parent[key:key] = [parent[key]] * rng.randrange(1, 50)
+    elif action == 2:
+        other, other_key = rng.choice(places)
+        parent[key] = copy.deepcopy(other[other_key])
+    else:
+        parent[key] = copy.deepcopy(rng.choice(HOSTILE))
+    return root
+
+
+def containers(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        yield value
+        for key in keys(value):
+            yield from containers(value[key])
+
+
+def keys(container: Any) -> list[Any]:
+    return list(container) if isinstance(container, dict) else list(range(len(container)))
+
+
+def damage_json(data: bytes, rng: random.Random) -> bytes:
+    root = json.loads(data)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        root = damage_tree(root, rng)
+    return json.dumps(root).encode()
+
+
+def damage_header(data: bytes, rng: random.Random) -> bytes:
+    """The JSON header of a safetensors file, its length put right again."""
+    length = int.from_bytes(data[:8], "little")
+    header = damage_json(data[8 : 8 + length], rng)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+@cache
+def metadata_of(data: bytes) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "seed.gguf"
+        path.write_bytes(data)
+        metadata = GGUFFile.open(path).metadata
+    return {key: list(value) if isinstance(value, StringArray) else value for key, value in metadata.items()}
+
+
+def damage_metadata(data: bytes, rng: random.Random) -> bytes:
+    """A GGUF file rebuilt with some of its metadata changed, so that the damage lies in meaning and not in layout."""
+    fields = dict(metadata_of(data))
+    del fields["general.architecture"]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        key = rng.choice(list(fields))
+        fields[key] = damage_field(fields[key], rng)
+    writer = GGUFWriter("llama")
+    for key, value in fields.items():
+        writer.add(key, value)
+    return saved(writer)
+
+
+def damage_field(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, np.ndarray | list):
+        items = list(value) if isinstance(value, list) else value.tolist()
+        action = rng.randrange(5)
+        if action == 0:
+            rng.shuffle(items)
+        elif action == 1:
+            items = items[: rng.randrange(1, len(items) + 1)]
+        elif action == 2:
+            items = [rng.choice(items) for _ in items]
+        elif action == 3:
+            items = [rng.choice([-1.0, 0.0, 1e38, float("nan"), float("inf")]) for _ in items]
+        elif isinstance(items[0], str):
+            items = ["".join(rng.choice([" ", item, item[::-1], "\0", "\u2581"]) for _ in range(3)) for item in items]
+        return items
+    names = ["", "x", "gpt2", "llama", "qwen2", "default", "smollm"]
+    templates = ["{{ x.y.z }}", "{% for a in b %}", "{{ 'a' * 10 ** 9 }}"]
+    return rng.choice(
+        [*names, *templates, True, False, -1, 0, 2, 1 << 31, (1 << 64) - 1, 0.5, ["a", "b"], np.arange(3)]
+    )
+
+
+STRUCTURED: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "gguf-tokenizer": damage_metadata,
+    "safetensors": damage_header,
+    "tokenizer-json": damage_json,
+    "json": damage_json,
+}
+
+
 def case(target: str, number: int) -> bytes:
     """The bytes of one case."""
     rng = random.Random(f"{target} {number}")
-    data = bytearray(rng.choice(TARGETS[target][0]()))
+    seed = rng.choice(TARGETS[target][0]())
+    if target in STRUCTURED and rng.random() < 0.6:
+        return STRUCTURED[target](seed, rng)
+    data = bytearray(seed)
     for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
         if data:
             # half of the damage goes where the counts are: the front
@@ -310,16 +418,18 @@ def quiet_panics() -> Iterator[None]:
 def run(target: str, numbers: range) -> dict[str, int]:
     """Outcome -> how often. Raises Failure at the first case that misbehaves."""
     outcomes: dict[str, int] = {}
-    for seed in TARGETS[target][0]():
-        assert seed
-    tracemalloc.start()
-    try:
-        with tempfile.TemporaryDirectory() as directory, quiet_panics():
+    seeds, exercise, name = TARGETS[target]
+    with tempfile.TemporaryDirectory() as directory, quiet_panics():
+        for seed in seeds():  # imports and caches are not any case's memory
+            (Path(directory) / name).write_bytes(seed)
+            exercise(Path(directory) / name)
+        tracemalloc.start()
+        try:
             for number in numbers:
                 outcome = run_case(target, number, Path(directory))
                 outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    finally:
-        tracemalloc.stop()
+        finally:
+            tracemalloc.stop()
     return outcomes
 
 

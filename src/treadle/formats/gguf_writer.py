@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from treadle.errors import InvalidWeights
 from treadle.formats.atomic import atomic_file
-from treadle.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, MAGIC
+from treadle.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, MAGIC, StringArray
 from treadle.formats.tensors import quantise, tensor_nbytes
 
 __all__ = ["GGUFWriter"]
@@ -35,7 +35,7 @@ _NUMBER_OF_SCALAR = {
 _STRING, _ARRAY = 8, 9
 
 Item = bool | int | float | str | np.generic
-Metadata = Item | Sequence[Item] | npt.NDArray[np.generic]
+Metadata = Item | Sequence[Item] | npt.NDArray[np.generic] | StringArray
 
 
 class GGUFWriter:
@@ -102,6 +102,8 @@ def _encode(key: str, value: Metadata) -> bytes:
     """Type number and payload of one metadata value."""
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
+    if isinstance(value, StringArray):
+        value = value.tolist()
     if isinstance(value, Sequence) and value and all(isinstance(item, str) for item in value):
         items = b"".join(_text(str(item)) for item in value)
         return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + items
