@@ -32,6 +32,7 @@ if [ ! -e $venv ]; then
     echo "making $venv with $("$python" --version)" >&2
     "$python" -m venv $venv
 fi
-$venv/bin/python -m pip install --quiet --disable-pip-version-check -r "requirements/$want.txt"
+echo "installing requirements/$want.txt" >&2
+$venv/bin/python -m pip install -qq --disable-pip-version-check -r "requirements/$want.txt"
 touch $venv/.run "$venv/.$want"
 rm -f .venv.partial

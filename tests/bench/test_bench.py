@@ -8,6 +8,7 @@ from tests.cli.command import failure, treadle_json
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import measure, open_engine
 from treadle.bench.points import POINTS, Limits, Measurement, Point, Work
+from treadle.inference.cost import counting
 from treadle.inference.engine import EngineOptions, load
 
 LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0)
@@ -96,6 +97,17 @@ def test_bench_json(roomy):
     assert all(p["tok_s"] > 0 and p["share_of_limit"] > 0 for p in report["points"])
     assert set(report["limits"]) == {"read_gb_s", "int8_gop_s"}
     assert report["threads"] == 2
+    assert report["per_slot_fallbacks"] == 0
+
+
+def test_fallbacks_are_counted_where_there_are_some(tiny_gguf):
+    """The reference backend takes attention slot by slot; bench counts what the engine reports."""
+    options = EngineOptions(backend="reference", max_num_seqs=2, allow_per_slot=True)
+    engine = load(str(tiny_gguf("llama", "F32")), options)
+    with counting(engine.core) as counters:
+        measure(engine, Point("decode", tokens=2, batch=2, prompt=4))
+    assert counters.per_slot_fallbacks == 3 * 3  # layers, and one prefill step before two of decode
+    assert engine.core.counters is None
 
 
 def test_a_context_too_short_for_the_points_is_refused(tiny_checkpoint):

@@ -2,11 +2,16 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import measure, open_engine
 from treadle.bench.points import POINTS, Limits, Measurement
+from treadle.inference.cost import counting
+
+COUNTED_TOKENS = 2
+"""Counted runs are not timed, so short ones do."""
 
 
 def run_bench(
@@ -29,6 +34,10 @@ def run_bench(
             say(f"{point.label}, {turn + 1} of {repeat}")
             row.append(measure(engine, point))
         runs.append(row)
+    say("counting")
+    with counting(engine.core) as counters:
+        for point in POINTS:
+            measure(engine, replace(point, tokens=min(point.tokens, COUNTED_TOKENS)))
     limits = Limits(max(p.read_gb_s for p in probes), max(p.int8_gop_s for p in probes))
     return {
         "model": engine.info.model,
@@ -38,6 +47,7 @@ def run_bench(
         "numerics": engine.info.numerics,
         "points": [_point(list(column), limits) for column in zip(*runs, strict=True)],
         "limits": {"read_gb_s": round(limits.read_gb_s, 2), "int8_gop_s": round(limits.int8_gop_s, 1)},
+        "per_slot_fallbacks": counters.per_slot_fallbacks,
     }
 
 
@@ -68,4 +78,5 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"{label:22} {point['tok_s']:>10.1f} {point['best_tok_s']:>10.1f} {point['share_of_limit']:>12.0%}"
         )
+    lines.append(f"per-slot fallbacks: {report['per_slot_fallbacks']}")
     return "\n".join(lines)

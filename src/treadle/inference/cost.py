@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
+from treadle.inference.core import EngineCore
 from treadle.inference.executor import Layout
+from treadle.plan.context import Counters
 from treadle.plan.ir import NO_WEIGHT, Opcode
 
 
@@ -43,3 +47,13 @@ def step_cost(layout: Layout) -> StepCost:
         operations_per_row=operations[False],
         operations_per_sampled_row=operations[True],
     )
+
+
+@contextmanager
+def counting(core: EngineCore) -> Iterator[Counters]:
+    """Counts the steps inside: dispatches by opcode, kernel launches, per-slot fallbacks, planned bytes."""
+    core.counters = Counters()
+    try:
+        yield core.counters
+    finally:
+        core.counters = None
