@@ -106,24 +106,30 @@ TREADLE_INLINE void score_rows(const Work& w, int64_t row, const Columns& keys, 
     }
 }
 
+// One vector of scores: softcap, slope, mask. `lane` counts positions from `base`.
+TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, Range range, int64_t offset, F s) {
+    alignas(64) static constexpr float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (w.a.softcap > 0.0f) s = mul(set1(w.a.softcap), vtanh(div(s, set1(w.a.softcap))));
+    const F lane = add(load(kIota), set1(static_cast<float>(offset)));
+    if (w.a.slopes != nullptr)
+        s = fma(set1(w.a.slopes[w.head(row)]), add(lane, set1(static_cast<float>(base - w.position(row)))), s);
+    s = select(less(lane, set1(static_cast<float>(range.end))), s, set1(kNegativeInfinity));
+    return select(less(lane, set1(static_cast<float>(range.first))), set1(kNegativeInfinity), s);
+}
+
 // Turns one row's scores into weights, updates its maximum and sums, and rescales what it has accumulated.
 TREADLE_INLINE void soften_row(const Work& w, int64_t row, int64_t base, Range range, float* scores) {
     const int64_t first = range.first / 16, end = (range.end + 15) / 16;
-    const float slope = w.a.slopes == nullptr ? 0.0f : w.a.slopes[w.head(row)];
-    alignas(64) static constexpr float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const float low = static_cast<float>(range.first), high = static_cast<float>(range.end);
+    const bool raw = range.first % 16 == 0 && range.end % 16 == 0 && w.a.softcap <= 0.0f && w.a.slopes == nullptr;
     V16 largest = vset1(kNegativeInfinity);
     for (int64_t g = first; g < end; ++g)
         for (int p = 0; p < kParts; ++p) {
             float* at = scores + 16 * g + p * kLanes;
-            const F lane = add(load(kIota + p * kLanes), set1(static_cast<float>(16 * g)));
             F s = load(at);
-            if (w.a.softcap > 0.0f) s = mul(set1(w.a.softcap), vtanh(div(s, set1(w.a.softcap))));
-            if (w.a.slopes != nullptr)
-                s = fma(set1(slope), add(lane, set1(static_cast<float>(base - w.position(row)))), s);
-            s = select(less(lane, set1(high)), s, set1(kNegativeInfinity));
-            s = select(less(lane, set1(low)), set1(kNegativeInfinity), s);
-            store(at, s);
+            if (!raw) {
+                s = adjust_scores(w, row, base, range, 16 * g + p * kLanes, s);
+                store(at, s);
+            }
             largest.part[p] = max(s, largest.part[p]);
         }
     float* result = w.running + row * w.stride;

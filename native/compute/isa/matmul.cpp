@@ -14,7 +14,6 @@ TREADLE_INLINE void quantise_block(const float* x, std::byte* record, int64_t he
     const float scale = largest / 127.0f;
     const F inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
     int8_t* quants = reinterpret_cast<int8_t*>(record + row * kBlock);
-    alignas(64) int32_t sums[kLanes];
     I sum = iset1(0);
     for (int i = 0; i < kParts; ++i) {
         const I qa = to_int(mul(a.part[i], inverse)), qb = to_int(mul(b.part[i], inverse));
@@ -22,9 +21,7 @@ TREADLE_INLINE void quantise_block(const float* x, std::byte* record, int64_t he
         store_i8(quants + 16 + i * kLanes, qb);
         sum = iadd(sum, iadd(qa, qb));
     }
-    istore(sums, sum);
-    int32_t total = 0;
-    for (int i = 0; i < kLanes; ++i) total += sums[i];
+    const int32_t total = ifold_add(sum);
     float* sides = reinterpret_cast<float*>(record + height * kBlock) + row;
     int32_t* starts = reinterpret_cast<int32_t*>(sides + 2 * height);
     sides[0] = scale;

@@ -36,6 +36,11 @@ TREADLE_INLINE void begin_panel(const PanelEnds& ends, F acc[R][V]) {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    if (ends.last) {  // the output's lines, ahead of time
+        const float* y = ends.out->y + ends.row * ends.out->ldy + ends.col;
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < V; v += 16 / kLanes) prefetch(y + r * ends.out->ldy + v * kLanes);
+    }
     if (ends.first) return;
     const float* stash = ends.stash + ends.stash_row * V * kLanes;
 #pragma GCC unroll 8

@@ -60,7 +60,11 @@ TREADLE_INLINE void istore(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_ca
 TREADLE_INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
 TREADLE_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
 TREADLE_INLINE F to_float(I a) { return _mm256_cvtepi32_ps(a); }
-TREADLE_INLINE F pow2(I n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, iset1(127)), 23)); }
+// y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
+TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
+}
 TREADLE_INLINE void store_i8(int8_t* p, I a) {
     __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(s, s));
@@ -85,6 +89,23 @@ TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
     __m256i pairs = Signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(b, w))
                            : _mm256_maddubs_epi16(w, b);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// Lanes 4 apart, then 2, 1: the rest of the canonical tree.
+TREADLE_INLINE float fold_add(F a) {
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ps(d, _mm_movehdup_ps(d)));
+}
+TREADLE_INLINE float fold_max(F a) {
+    const __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ps(d, _mm_movehdup_ps(d)));
+}
+TREADLE_INLINE int32_t ifold_add(I a) {
+    const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    const __m128i d = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 0xb1)));
 }
 
 TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -65,7 +65,11 @@ TREADLE_INLINE void istore(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
 TREADLE_INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 TREADLE_INLINE I to_int(F a) { return _mm512_cvtps_epi32(a); }  // nearest, ties to even; |a| < 2^22
 TREADLE_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
-TREADLE_INLINE F pow2(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, iset1(127)), 23)); }
+// y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
+TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+}
 TREADLE_INLINE void store_i8(int8_t* p, I a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
 }
@@ -87,6 +91,26 @@ TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
     __builtin_memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
 }
+
+// Lanes 8 apart, then 4, 2, 1: the canonical tree.
+template <class Combine>
+TREADLE_INLINE float fold(F a, Combine combine) {
+    const __m256 h = combine(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m128 q = combine(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = combine(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(combine(d, _mm_movehdup_ps(d)));
+}
+struct Sum {
+    __m256 operator()(__m256 a, __m256 b) const { return _mm256_add_ps(a, b); }
+    __m128 operator()(__m128 a, __m128 b) const { return _mm_add_ps(a, b); }
+};
+struct Largest {
+    __m256 operator()(__m256 a, __m256 b) const { return _mm256_max_ps(a, b); }
+    __m128 operator()(__m128 a, __m128 b) const { return _mm_max_ps(a, b); }
+};
+TREADLE_INLINE float fold_add(F a) { return fold(a, Sum()); }
+TREADLE_INLINE float fold_max(F a) { return fold(a, Largest()); }
+TREADLE_INLINE int32_t ifold_add(I a) { return _mm512_reduce_add_epi32(a); }
 
 TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -7,11 +7,12 @@
 namespace treadle::compute::TREADLE_ISA_NS {
 
 // e^x. Below -87.33 it is 0 (so e^-inf is exactly 0), above 88.37 it saturates at 2.4e38.
+// Adding 1.5 * 2^23 rounds x / ln 2 to an integer n in the low bits; 2^n goes straight into the exponent.
 TREADLE_INLINE F vexp(F x) {
-    const F lowest = set1(-87.33f);
+    const F lowest = set1(-87.33f), magic = set1(12582912.0f);
     F bounded = min(max(x, lowest), set1(88.37f));
-    I n = to_int(mul(bounded, set1(1.44269504f)));
-    F whole = to_float(n);
+    F shifted = fma(bounded, set1(1.44269504f), magic);
+    F whole = sub(shifted, magic);
     F r = fma(whole, set1(-0.693359375f), bounded);  // ln 2 in two parts, the first with few bits
     r = fma(whole, set1(2.12194440e-4f), r);
     F p = set1(0.00139505998f);
@@ -20,7 +21,7 @@ TREADLE_INLINE F vexp(F x) {
     p = fma(p, r, set1(0.166665182f));
     p = fma(p, r, set1(0.5f));
     F y = add(fma(mul(r, r), p, r), set1(1.0f));
-    return select(less(x, lowest), zero(), mul(y, pow2(n)));
+    return select(less(x, lowest), zero(), scale_by_low_bits(y, shifted));
 }
 
 TREADLE_INLINE F sigmoid(F x) { return div(set1(1.0f), add(set1(1.0f), vexp(sub(zero(), x)))); }

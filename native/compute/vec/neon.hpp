@@ -57,7 +57,11 @@ TREADLE_INLINE void istore(int32_t* p, I a) { vst1q_s32(p, a); }
 TREADLE_INLINE I iadd(I a, I b) { return vaddq_s32(a, b); }
 TREADLE_INLINE I to_int(F a) { return vcvtnq_s32_f32(a); }
 TREADLE_INLINE F to_float(I a) { return vcvtq_f32_s32(a); }
-TREADLE_INLINE F pow2(I n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, iset1(127)), 23)); }
+// y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
+TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
+    return vreinterpretq_f32_s32(
+        vaddq_s32(vreinterpretq_s32_f32(y), vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23)));
+}
 TREADLE_INLINE void store_i8(int8_t* p, I a) {
     int16x4_t s = vmovn_s32(a);
     int8x8_t b = vmovn_s16(vcombine_s16(s, s));
@@ -83,6 +87,17 @@ TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
     __builtin_memcpy(&four, x, 4);
     return vdotq_s32(acc, w, vreinterpretq_s8_s32(vdupq_n_s32(four)));
 }
+
+// Lanes 2 apart, then 1: the rest of the canonical tree.
+TREADLE_INLINE float fold_add(F a) {
+    const float32x2_t d = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+    return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
+}
+TREADLE_INLINE float fold_max(F a) {
+    const F b = max(a, vextq_f32(a, a, 2)), c = max(b, vextq_f32(b, b, 1));
+    return vgetq_lane_f32(c, 0);
+}
+TREADLE_INLINE int32_t ifold_add(I a) { return vaddvq_s32(a); }
 
 TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 

@@ -85,7 +85,10 @@ TREADLE_INLINE I to_int(F a) {  // adding 1.5 * 2^23 leaves the rounded integer 
     TREADLE_EACH(I, static_cast<int32_t>(float_to_bits(a.v[i] + 12582912.0f) - 0x4b400000u));
 }
 TREADLE_INLINE F to_float(I a) { TREADLE_EACH(F, static_cast<float>(a.v[i])); }
-TREADLE_INLINE F pow2(I n) { TREADLE_EACH(F, bits_to_float(static_cast<uint32_t>(n.v[i] + 127) << 23)); }
+// y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
+TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
+    TREADLE_EACH(F, bits_to_float(float_to_bits(y.v[i]) + (float_to_bits(shifted.v[i]) << 23)));
+}
 TREADLE_INLINE void store_i8(int8_t* p, I a) {
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
 }
@@ -117,6 +120,23 @@ TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
             acc.v[i] += weight * static_cast<int8_t>(x[k]);
         }
     return acc;
+}
+
+// Lanes 8 apart, then 4, 2, 1: the canonical tree.
+TREADLE_INLINE float fold_add(F a) {
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) a.v[i] = a.v[i] + a.v[i + width];
+    return a.v[0];
+}
+TREADLE_INLINE float fold_max(F a) {
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
+    return a.v[0];
+}
+TREADLE_INLINE int32_t ifold_add(I a) {
+    int32_t total = 0;
+    for (int32_t x : a.v) total += x;
+    return total;
 }
 
 TREADLE_INLINE void prefetch(const void*) {}

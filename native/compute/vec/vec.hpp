@@ -57,22 +57,17 @@ TREADLE_INLINE void vstore_n(float* p, const V16& a, int64_t n) {
 }
 
 // Canonical trees: lanes 8 apart, then 4, 2, 1.
-TREADLE_INLINE float reduce_add(const V16& a) {
-    alignas(64) float t[16];
-    vstore(t, a);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) t[i] = t[i] + t[i + width];
-    return t[0];
+TREADLE_INLINE float reduce_add(V16 a) {
+    for (int parts = kParts / 2; parts > 0; parts /= 2)
+        for (int i = 0; i < parts; ++i) a.part[i] = add(a.part[i], a.part[i + parts]);
+    return fold_add(a.part[0]);
 }
-TREADLE_INLINE float reduce_max(const V16& a) {
-    alignas(64) float t[16];
-    vstore(t, a);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) t[i] = t[i] > t[i + width] ? t[i] : t[i + width];
-    return t[0];
+TREADLE_INLINE float reduce_max(V16 a) {
+    for (int parts = kParts / 2; parts > 0; parts /= 2)
+        for (int i = 0; i < parts; ++i) a.part[i] = max(a.part[i], a.part[i + parts]);
+    return fold_max(a.part[0]);
 }
 
-// memcpy and memset without <cstring>'s inline wrappers.
 TREADLE_INLINE void copy_bytes(void* to, const void* from, int64_t n) {
     __builtin_memcpy(to, from, static_cast<size_t>(n));
 }
