@@ -20,7 +20,14 @@ from treadle.plan.codec import decode, encode
 from treadle.plan.dump import text
 from treadle.plan.ir import NO_WEIGHT, DType, Lifecycle, Opcode
 from treadle.plan.ops import OPS
-from treadle.plan.params import AttentionParams, RMSNormParams, SwiGLUParams, unpack
+from treadle.plan.params import (
+    AttentionParams,
+    ResidualAddParams,
+    RMSNormParams,
+    ShortConvParams,
+    SwiGLUParams,
+    unpack,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = {
@@ -145,6 +152,52 @@ def test_compiling_smollm2_is_quick():
     assert time.perf_counter() - began < 2.0
 
 
+def with_layers(*layers):
+    """A tiny llama with other layers, compiled."""
+    base, config_hash = architecture(CONFIGS["llama-tiny"])
+    program = msgspec.structs.replace(base.programs[0], layers=layers)
+    return compile_model(msgspec.structs.replace(base, programs=(program,)), config_hash, CompileOptions())
+
+
+def named(*slots):
+    return {
+        slot: weight(f"layers.{{layer}}.{slot}", f"hf.{{layer}}.{slot}", f"gguf.{{layer}}.{slot}") for slot in slots
+    }
+
+
+def norm(writes, reads="x", name="norm"):
+    return Op(RMSNormParams(1e-5), {"gain": named(name)[name]}, (reads,), writes)
+
+
+def test_the_language_says_parallel_and_sandwich_layers():
+    """x + attention(norm x) + norm(mlp(norm x)), all from one norm: four values live at once."""
+    attention = Op(AttentionParams(4, 2, 16, 16, 0.25), named("q", "k", "v", "o"), ("h",), "a")
+    mlp = Op(SwiGLUParams(8, gated=0), named("up", "down"), ("h",), "m")
+    layer = (
+        norm("h"),
+        attention,
+        mlp,
+        norm("m", "m", "post"),
+        Op(ResidualAddParams(), reads=("x", "a")),
+        Op(ResidualAddParams(0.5), reads=("x", "m")),
+    )
+    plan = with_layers(layer).prefill
+    first = plan.plan.instructions[1:7]
+    table, h, a, m, post = first[0].inputs[0], *(i.outputs[0] for i in first[:4])
+    assert [i.inputs for i in first] == [(table,), (h,), (h,), (m,), (table, a), (first[4].outputs[0], post)]
+    assert plan.peak_registers == 4
+
+
+def test_the_language_says_hybrids():
+    """A layer that keeps one page of state for the slot's life beside one that pages its keys."""
+    conv = Op(ShortConvParams(inner=64, conv_width=3), named("in", "conv", "out"), ("h",), "h")
+    attention = Op(AttentionParams(4, 2, 16, 16, 0.25), named("q", "k", "v", "o"), ("h",), "h")
+    residual = Op(ResidualAddParams(), reads=("x", "h"))
+    states = with_layers((norm("h"), conv, residual), (norm("h"), attention, residual)).prefill.plan.state_descs
+    assert [(state.page_tokens, state.zero_init) for state in states] == [(0, True), (64, False)]
+    assert states[0].size_bytes == 4 * 64 * 2
+
+
 def changed(ops, message):
     """A tiny llama whose layers run `ops` must be refused with the message."""
     base, config_hash = architecture(CONFIGS["llama-tiny"])
@@ -157,12 +210,12 @@ GAIN = weight("layers.{layer}.n", "hf.{layer}", "gguf.{layer}")
 
 
 def test_an_architecture_that_contradicts_itself_is_refused():
-    norm = RMSNormParams(1e-5)
-    changed((Op(norm, {"gain": GAIN}, ("y",)),), "rmsnorm: reads 'y', which nothing before it writes")
-    changed((Op(norm, {"scale": GAIN}),), "rmsnorm: has no weight slot 'scale'")
-    changed((Op(norm, {"gain": GAIN}, sizes={"hidden": 65}),), "rmsnorm: x: shape .* does not fit")
+    params = RMSNormParams(1e-5)
+    changed((Op(params, {"gain": GAIN}, ("y",)),), "rmsnorm: reads 'y', which nothing before it writes")
+    changed((Op(params, {"scale": GAIN}),), "rmsnorm: has no weight slot 'scale'")
+    changed((Op(params, {"gain": GAIN}, sizes={"hidden": 65}),), "rmsnorm: x: shape .* does not fit")
     table = weight("embedding.table", "other", "other")
-    changed((Op(norm, {"gain": table}),), "weight embedding.table: two ops want it differently")
-    changed((Op(norm, {"gain": GAIN}, ("x", "x", "x")),), "rmsnorm: reads 3 values, takes 1")
+    changed((Op(params, {"gain": table}),), "weight embedding.table: two ops want it differently")
+    changed((Op(params, {"gain": GAIN}, ("x", "x", "x")),), "rmsnorm: reads 3 values, takes 1")
     mlp = {slot: WeightSpec(slot) for slot in ("gate", "up", "down")}
     changed((Op(SwiGLUParams(8), {**mlp, "head": GAIN}),), "swiglu: has no weight slot 'head'")

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.configs import SMOLLM2
 from transformers import LlamaConfig as OracleLlama
 from transformers import MistralConfig as OracleMistral
@@ -279,3 +281,59 @@ def test_unknown_families_are_refused_with_the_known_ones():
         family_of_gguf("rwkv99", "a.gguf")
     with pytest.raises(UnsupportedModel, match="None is not supported"):
         family_of_json(None, "config.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+ROPE_KEYS = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "rope_theta", "beta_fast", "mscale")
+HF_KEYS = (
+    *BASE,
+    "head_dim",
+    "hidden_act",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "architectures",
+    "mlp_bias",
+)
+KINDS = st.sampled_from(["default", "linear", "llama3", "yarn"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.dictionaries(st.sampled_from(HF_KEYS), JSON, max_size=3),
+    st.none() | st.dictionaries(st.sampled_from(ROPE_KEYS), JSON | KINDS | st.floats(0.1, 100), max_size=6),
+)
+def test_any_json_is_read_or_refused(changes, rope):
+    values = {**BASE, **({} if rope is None else {"rope_parameters": rope}), **changes}
+    try:
+        config = LlamaConfig.read(Keys.of_json(values, "config.json"))
+    except UnsupportedModel:
+        return
+    assert len(config.sha256()) == 64
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [*LLAMA_GGUF, "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear"]
+        ),
+        st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=4)
+        | st.sampled_from([np.arange(3), np.zeros(0, np.float32), (), "linear", "yarn"]),
+        max_size=4,
+    )
+)
+def test_any_metadata_is_read_or_refused(changes):
+    values = {**LLAMA_GGUF, **changes, "general.architecture": "llama"}
+    try:
+        config = LlamaConfig.read(Keys.of_gguf(values, {}, "a.gguf"))
+    except UnsupportedModel:
+        return
+    assert len(config.sha256()) == 64

@@ -19,83 +19,12 @@ import numpy as np
 
 from treadle.errors import UnsupportedModel
 from treadle.formats.tensors import TensorInfo
+from treadle.models.known_keys import GGUF_IGNORED, GGUF_ONLY, HF_IGNORED, HF_ONLY
 from treadle.plan.ir import Container
 
 REQUIRED: Final = object()
 BOUNDS: Final[Mapping[type, tuple[float, float]]] = {int: (1, 1 << 24), float: (1e-30, 1e30)}
 """Default bounds of numbers: far above any model, far below what could exhaust the compiler."""
-
-HF_IGNORED: Final = frozenset(
-    (
-        # names and bookkeeping
-        "_name_or_path",
-        "_commit_hash",
-        "name_or_path",
-        "model_type",
-        "architectures",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "auto_map",
-        "transformers.js_config",
-        "task_specific_params",
-        "tags",
-        "license",
-        # training
-        "initializer_range",
-        "attention_dropout",
-        "hidden_dropout",
-        "resid_pdrop",
-        "embd_pdrop",
-        "attn_pdrop",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "embedding_dropout",
-        "gradient_checkpointing",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        # how transformers runs it, not what it computes
-        "use_cache",
-        "pretraining_tp",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-        "chunk_size_feed_forward",
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "tie_last_hidden_states",
-        "is_llama_config",
-        "unsloth_version",
-        "unsloth_fixed",
-        # special tokens, read by whoever makes text
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "unk_token_id",
-        "cls_token_id",
-        "mask_token_id",
-        # heads for classification
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "finetuning_task",
-    )
-)
-HF_ONLY: Final[Mapping[str, object]] = {
-    "is_encoder_decoder": False,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "rope_interleaved": False,
-    "per_layer_config": None,
-}
-"""Keys that may be there with this one value (or null)."""
-GGUF_IGNORED: Final = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})
-GGUF_ONLY: Final[Mapping[str, object]] = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True}
 
 
 class Keys:
