@@ -222,6 +222,8 @@ def test_versions_outside_the_window_are_refused():
         upgrade.upgrade_block(block, ended, UPGRADES)
     with pytest.raises(InvalidParamBlockABI, match="version 4 is not accepted"):
         upgrade.upgrade_block(replace(block, abi_version=4), LAYOUTS, UPGRADES)
+    with pytest.raises(InvalidParamBlockABI, match="version 1 is not accepted"):
+        upgrade.upgrade_block(block, LAYOUTS, {})
     with pytest.raises(InvalidParamBlockABI, match="gives version 1"):
         upgrade.upgrade_block(block, LAYOUTS, {(Opcode.RMSNORM, 1): lambda p: p})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
-from math import inf, isnan
+from math import inf
 from typing import Any, Final
 
 import msgspec
@@ -55,7 +55,7 @@ class Range(msgspec.Struct, frozen=True):
     def holds(self, value: float) -> bool:
         if self.values is not None:
             return value in self.values
-        return not isnan(value) and self.low <= value <= self.high
+        return self.low <= value <= self.high
 
 
 _F32_MAX = 3.4028235e38
