@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,8 @@ VENV = HERE / ".venv-llama_cpp"
 REQUIREMENTS = HERE.parent.parent / "requirements" / "peer-llama_cpp.txt"
 SETTLE_SECONDS = 0.2
 """Between two systems, so that the one before has parked its threads."""
+
+PATIENCE_SECONDS = 180
 
 
 def peer_python() -> Path:
@@ -63,9 +66,15 @@ class Peer:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(asdict(point)) + "\n")
         self.process.stdin.flush()
+        overdue = threading.Timer(PATIENCE_SECONDS, self.process.kill)
+        overdue.start()
         line = self.process.stdout.readline()
+        overdue.cancel()
         if not line:
-            raise SystemExit(f"the llama.cpp worker ended with {self.process.wait()}")
+            raise SystemExit(
+                f"the llama.cpp worker ended with {self.process.wait()}; its threads spin, so on a machine that is busy "
+                f"with other work a point can take longer than the {PATIENCE_SECONDS} s it is given"
+            )
         return point.tokens * point.batch / float(json.loads(line)["seconds"])
 
     def close(self) -> None:
