@@ -72,8 +72,8 @@ class Peer:
         overdue.cancel()
         if not line:
             raise SystemExit(
-                f"the llama.cpp worker ended with {self.process.wait()}; its threads spin, so on a machine that is busy "
-                f"with other work a point can take longer than the {PATIENCE_SECONDS} s it is given"
+                f"the llama.cpp worker ended with {self.process.wait()}; its threads spin: where other work "
+                f"keeps the machine busy, a point can take longer than the {PATIENCE_SECONDS} s it is given"
             )
         return point.tokens * point.batch / float(json.loads(line)["seconds"])
 
