@@ -118,20 +118,13 @@ nb::object run_program(Program& program, const Ints& query_lens, const Ints& pos
         span_of(state_slots),
         span_of(sampled_rows),
     };
-    bool raised = false;
-    const auto poll = [&raised] {
-        const nb::gil_scoped_acquire held;
-        raised = PyErr_CheckSignals() != 0;
-        return raised;
-    };
     std::optional<Counters> counters;
     if (count) counters.emplace();
     bool finished = false;
     {
         const nb::gil_scoped_release released;
-        finished = program.run(context, poll, counters ? &*counters : nullptr);
+        finished = program.run(context, counters ? &*counters : nullptr);
     }
-    if (raised) nb::raise_python_error();
     if (!finished) return nb::none();
     if (!counters) return nb::bool_(true);
     nb::dict dispatches;

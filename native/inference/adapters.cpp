@@ -48,8 +48,6 @@ static_assert(complete(), "the adapter table must hold exactly the claimed opcod
 
 }  // namespace
 
-std::span<const Adapter, 256> adapters() {
-    return kTable;
-}
+std::span<const Adapter, 256> adapters() { return kTable; }
 
 }  // namespace treadle::inference

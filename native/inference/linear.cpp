@@ -9,9 +9,7 @@ constexpr int64_t kRedundantRows = 4;
 constexpr int64_t kSharedOutRows = 32;
 constexpr int64_t kPiecesPerThread = 8;
 
-bool takes_i8(const PackedMatrix& w, bool exact) {
-    return !exact && !compute::is_float(w.type);
-}
+bool takes_i8(const PackedMatrix& w, bool exact) { return !exact && !compute::is_float(w.type); }
 
 }  // namespace
 
@@ -34,16 +32,10 @@ Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_
 }
 
 RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers)
-    : kernels_(&context.kernels),
-      cols_(cols),
-      max_rows_(max_rows),
-      exact_(context.exact),
-      norm_(norm),
+    : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), exact_(context.exact), norm_(norm),
       gathers_(gathers) {}
 
-void RowInput::serves(const PackedMatrix& w) {
-    (takes_i8(w, exact_) ? wants_i8_ : wants_f32_) = true;
-}
+void RowInput::serves(const PackedMatrix& w) { (takes_i8(w, exact_) ? wants_i8_ : wants_f32_) = true; }
 
 RowInput::Pieces RowInput::carve(Carver& team, Carver& own) const {
     const bool copies = norm_.present || gathers_;

@@ -1,7 +1,5 @@
 #include "inference/program.hpp"
 
-#include <chrono>
-
 namespace treadle::inference {
 namespace {
 
@@ -100,8 +98,7 @@ Step Program::prepare(const contract::ExecutionContext& c) {
     return step;
 }
 
-bool Program::run(const contract::ExecutionContext& context, const std::function<bool()>& poll,
-                  Counters* counters) {
+bool Program::run(const contract::ExecutionContext& context, Counters* counters) {
     const std::lock_guard lock(running_);
     if (workspace_ == nullptr) throw StepError("the program has no workspace");
     const Step step = prepare(context);
@@ -111,18 +108,15 @@ bool Program::run(const contract::ExecutionContext& context, const std::function
     for (auto& set : tickets_) {
         for (auto& ticket : set) ticket.store(0, std::memory_order_relaxed);
     }
-    pool_->run([&](int thread) { walk(thread, step, poll); });
+    pool_->run([&](int thread) { walk(thread, step); });
     if (counters) count(step, *counters);
     return !(stop_[0] || stop_[1]);
 }
 
-void Program::walk(int thread, const Step& step, const std::function<bool()>& poll) {
-    using Clock = std::chrono::steady_clock;
-    constexpr auto kPoll = std::chrono::milliseconds(50);
+void Program::walk(int thread, const Step& step) {
     Worker worker{kernels_,         pool_->barrier(), thread,
                   pool_->threads(), shared_,          shared_ + shared_bytes_ + thread * thread_bytes_,
                   nullptr};
-    Clock::time_point polled = thread == 0 ? Clock::now() : Clock::time_point{};
     ropes_.fill(step, worker);
     worker.sync();
     int set = 0;
@@ -130,10 +124,6 @@ void Program::walk(int thread, const Step& step, const std::function<bool()>& po
         if (bound.op->idle(step)) continue;
         worker.tickets = tickets_[set].data();
         bound.op->run(step, worker);
-        if (thread == 0 && poll && Clock::now() - polled > kPoll) {
-            if (poll()) cancelled_.store(true, std::memory_order_relaxed);
-            polled = Clock::now();
-        }
         if (thread == 0) stop_[set] = cancelled_.load(std::memory_order_relaxed);
         worker.sync();
         if (stop_[set]) return;

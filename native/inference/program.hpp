@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <functional>
 #include <mutex>
 
 #include "inference/adapters.hpp"
@@ -18,18 +17,17 @@ struct Counters {
 
 class Program {
   public:
-    // Throws BindError. With a null workspace in set_workspace the program only measures.
+    // Throws BindError. Without a workspace the program only measures.
     Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool exact, contract::StepLimits limits,
             const std::vector<Instruction>& instructions);
 
     int64_t workspace_bytes() const { return workspace_bytes_; }
     void set_workspace(std::byte* workspace, int64_t bytes);
 
-    // Runs one step. `poll` is called by the calling thread between ops, about every 50 ms; true cancels.
-    // Returns false if the step was cancelled: registers and the states of its slots are then undefined.
-    // Throws StepError before anything runs.
-    bool run(const contract::ExecutionContext& context, const std::function<bool()>& poll,
-             Counters* counters);
+    // Runs one step. Returns false if it was cancelled: registers and the states of its slots are then
+    // undefined. Throws StepError before anything runs.
+    bool run(const contract::ExecutionContext& context, Counters* counters);
+    // From any thread: the step that is running ends after its current op.
     void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
 
   private:
@@ -39,7 +37,7 @@ class Program {
     };
 
     Step prepare(const contract::ExecutionContext& context);
-    void walk(int thread, const Step& step, const std::function<bool()>& poll);
+    void walk(int thread, const Step& step);
     void count(const Step& step, Counters& counters) const;
 
     std::shared_ptr<ThreadPool> pool_;

@@ -57,8 +57,7 @@ void Barrier::arrive_and_wait() {
 }
 
 ThreadPool::ThreadPool(int threads)
-    : threads_(threads),
-      idle_spins_(oversubscribed(threads) ? 0 : kIdleSpins),
+    : threads_(threads), idle_spins_(oversubscribed(threads) ? 0 : kIdleSpins),
       barrier_(threads, oversubscribed(threads) ? 0 : kSpins),
       done_(threads, oversubscribed(threads) ? 0 : kSpins) {
     workers_.reserve(static_cast<size_t>(threads - 1));

@@ -196,7 +196,7 @@ struct Runner {
     }
 
     // Runs a step that samples every row; slot s owns pages from 20 s on, in reverse order: 20, and slot 7 has 40.
-    std::vector<float> step(const std::vector<Part>& parts, const std::function<bool()>& poll = {}) {
+    std::vector<float> step(const std::vector<Part>& parts) {
         std::vector<int32_t> query, positions, table, slots, sampled;
         int64_t rows = 0;
         for (const Part& part : parts) {
@@ -210,7 +210,7 @@ struct Runner {
                 sampled.push_back(static_cast<int32_t>(rows++));
             }
         }
-        finished = program.run({query, positions, table, 40, slots, sampled}, poll, &counters);
+        finished = program.run({query, positions, table, 40, slots, sampled}, &counters);
         return {model.logits(), model.logits() + rows * kVocab};
     }
 

@@ -92,9 +92,7 @@ class NormOp final : public Op {
 class ResidualAddOp final : public Op {
   public:
     explicit ResidualAddOp(const Instruction& in)
-        : scale_(in.params[0].as<contract::ResidualAddParams>().scale),
-          a_(in.inputs[0]),
-          b_(in.inputs[1]),
+        : scale_(in.params[0].as<contract::ResidualAddParams>().scale), a_(in.inputs[0]), b_(in.inputs[1]),
           y_(in.outputs[0]) {
         expect(a_.cols == b_.cols && a_.cols == y_.cols, "residual_add: operands differ in width");
     }
