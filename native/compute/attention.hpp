@@ -12,9 +12,10 @@ constexpr int64_t round_up_16(int64_t n) { return (n + 15) / 16 * 16; }
 // A partial result of one query row and head: value_dim accumulators (padded to 16), then max and sum of weights.
 constexpr int64_t part_floats(const Attention& a) { return round_up_16(a.kv.value_dim) + 16; }
 
-// Scratch, in floats: scaled queries, running and merged results, scores, one page's keys and values in f32.
+// Scratch, in units of 4 bytes: scaled queries, running and merged results, the rows' positions (i32), scores, one page's
+// keys and values in f32.
 struct AttendScratch {
-    int64_t queries, running, merged, sums, scores, keys, values, total;
+    int64_t queries, running, merged, sums, positions, scores, keys, values, total;
 
     explicit constexpr AttendScratch(const Attention& a) {
         const int64_t rows = kAttendRows * (a.heads / a.kv.heads);
@@ -22,7 +23,8 @@ struct AttendScratch {
         running = queries + rows * round_up_16(a.kv.key_dim);
         merged = running + rows * part_floats(a);
         sums = merged + rows * part_floats(a);
-        scores = sums + rows * 16;
+        positions = sums + rows * 16;
+        scores = positions + round_up_16(rows);
         keys = scores + 16 * kMaxPage;
         values = keys + kMaxPage * round_up_16(a.kv.key_dim);
         total = values + kMaxPage * round_up_16(a.kv.value_dim);

@@ -33,6 +33,7 @@ struct Work {
     int64_t width;                 // value_dim padded to 16
     int64_t stride;                // floats of one running result
     float *queries, *running, *merged, *sums, *scores, *keys, *values;
+    int32_t* positions;
 
     Work(const Attention& attention, const AttendRows& query, int64_t head, std::byte* scratch)
         : a(attention), r(query), kv_head(head), group(attention.heads / attention.kv.heads),
@@ -43,12 +44,13 @@ struct Work {
         running = base + layout.running;
         merged = base + layout.merged;
         sums = base + layout.sums;
+        positions = reinterpret_cast<int32_t*>(scratch) + layout.positions;
         scores = base + layout.scores;
         keys = base + layout.keys;
         values = base + layout.values;
     }
 
-    int64_t position(int64_t row) const { return r.position + row / group; }
+    int64_t position(int64_t row) const { return positions[row]; }
     int64_t head(int64_t row) const { return kv_head * group + row % group; }
 
     // Positions in the page starting at `base` that the row sees, relative to the page.
@@ -70,6 +72,7 @@ struct PageColumns {
 
 void load_queries(const Work& w) {
     for (int64_t row = 0; row < w.rows; ++row) {
+        w.positions[row] = static_cast<int32_t>(w.r.position + row / w.group);
         const float* q = w.r.q + row / w.group * w.r.ldq + w.head(row) * w.a.kv.key_dim;
         for (int64_t d = 0; d < w.a.kv.key_dim; ++d) w.queries[row * w.a.kv.key_dim + d] = q[d] * w.a.scale;
     }
@@ -83,30 +86,56 @@ void clear(const Work& w, float* results) {
     }
 }
 
-// scores[R][kMaxPage] = queries @ keys for the page's first `count` positions (rounded up to whole vectors).
+// scores[R, kMaxPage] = q [R, depth] @ V vectors of keys.
+template <int R, int V, class Columns>
+__attribute__((noinline)) void score_tile(const float* q, int64_t depth, const Columns& keys, float* scores) {
+    F acc[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    float_tile<R, V>(q, depth, keys, depth, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) store(scores + r * kMaxPage + v * kLanes, acc[r][v]);
+}
+
+// o[R, stride] += weights [R, kMaxPage] @ V vectors of values over `depth` positions.
+template <int R, int V, class Columns>
+__attribute__((noinline)) void value_tile(const float* weights, int64_t depth, const Columns& values, float* o,
+                                          int64_t stride) {
+    F acc[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] = load(o + r * stride + v * kLanes);
+    float_tile<R, V>(weights, kMaxPage, values, depth, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) store(o + r * stride + v * kLanes, acc[r][v]);
+}
+
+// Scores of the page's first `count` positions, rounded up to whole vectors.
 template <int R, class Columns>
 TREADLE_INLINE void score_rows(const Work& w, int64_t row, const Columns& keys, int64_t count) {
+    constexpr int kWide = kFloatVectors * kLanes;
     const float* q = w.queries + row * w.a.kv.key_dim;
-    constexpr int kWide = kFloatVectors;
-    int64_t lane = 0;
-    const auto run = [&]<int V>() {
-        F acc[R][V];
-        for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) acc[r][v] = zero();
-        Columns c = keys;
-        c.base += lane / 16 * c.group + lane % 16;
-        float_tile<R, V>(q, w.a.kv.key_dim, c, w.a.kv.key_dim, acc);
-        for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) store(w.scores + r * kMaxPage + lane + v * kLanes, acc[r][v]);
-        lane += V * kLanes;
-    };
-    while (lane < count) {
-        if (lane + kWide * kLanes <= w.a.kv.page_len) run.template operator()<kWide>();
-        else run.template operator()<1>();
+    for (int64_t lane = 0; lane < count;) {
+        Columns from = keys;
+        from.base += lane / 16 * keys.group + lane % 16;
+        if (lane + kWide <= w.a.kv.page_len) {
+            score_tile<R, kFloatVectors>(q, w.a.kv.key_dim, from, w.scores + lane);
+            lane += kWide;
+        } else {
+            score_tile<R, 1>(q, w.a.kv.key_dim, from, w.scores + lane);
+            lane += kLanes;
+        }
     }
 }
 
-// One vector of scores: softcap, slope, mask. `lane` counts positions from `base`.
+// One vector of scores: softcap, slope, mask. `offset` counts positions from `base`.
 TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, Range range, int64_t offset, F s) {
     alignas(64) static constexpr float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     if (w.a.softcap > 0.0f) s = mul(set1(w.a.softcap), vtanh(div(s, set1(w.a.softcap))));
@@ -117,60 +146,71 @@ TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, Range r
     return select(less(lane, set1(static_cast<float>(range.first))), set1(kNegativeInfinity), s);
 }
 
-// Turns one row's scores into weights, updates its maximum and sums, and rescales what it has accumulated.
-TREADLE_INLINE void soften_row(const Work& w, int64_t row, int64_t base, Range range, float* scores) {
-    const int64_t first = range.first / 16, end = (range.end + 15) / 16;
-    const bool raw = range.first % 16 == 0 && range.end % 16 == 0 && w.a.softcap <= 0.0f && w.a.slopes == nullptr;
-    V16 largest = vset1(kNegativeInfinity);
-    for (int64_t g = first; g < end; ++g)
-        for (int p = 0; p < kParts; ++p) {
-            float* at = scores + 16 * g + p * kLanes;
-            F s = load(at);
-            if (!raw) {
-                s = adjust_scores(w, row, base, range, 16 * g + p * kLanes, s);
-                store(at, s);
-            }
-            largest.part[p] = max(s, largest.part[p]);
-        }
+// Raises a row's maximum to at least `now` and rescales what it has accumulated; the new maximum.
+TREADLE_INLINE float raise_maximum(const Work& w, int64_t row, float now) {
     float* result = w.running + row * w.stride;
-    float* sums = w.sums + row * 16;
-    const float before = result[w.width], now = reduce_max(largest);
-    const float m = now > before ? now : before;
-    if (m > before) {
-        const float factor = exp_one(before - m);
-        result[w.width] = m;
-        vstore(sums, vmul(vload(sums), vset1(factor)));
-        for (int64_t i = 0; i < w.width; i += 16) vstore(result + i, vmul(vload(result + i), vset1(factor)));
-    }
-    V16 sum = vload(sums);
-    for (int64_t g = first; g < end; ++g)
-        for (int p = 0; p < kParts; ++p) {
-            float* at = scores + 16 * g + p * kLanes;
-            const F weight = vexp(sub(load(at), set1(m)));
-            store(at, weight);
-            sum.part[p] = add(sum.part[p], weight);
-        }
-    vstore(sums, sum);
+    const float before = result[w.width];
+    if (!(now > before)) return before;
+    result[w.width] = now;
+    const V16 factor = vset1(exp_one(before - now));
+    vstore(w.sums + row * 16, vmul(vload(w.sums + row * 16), factor));
+    for (int64_t i = 0; i < w.width; i += 16) vstore(result + i, vmul(vload(result + i), factor));
+    return now;
 }
 
-// o[R rows] += weights @ values over positions [first, end).
+// Turns `Groups` times 16 scores into weights e^(s - m), their sum into the row's sums.
+template <int Groups>
+TREADLE_INLINE void soften(const Work& w, int64_t row, float* scores) {
+    V16 s[Groups];
+#pragma GCC unroll 4
+    for (int g = 0; g < Groups; ++g) s[g] = vload(scores + 16 * g);
+    V16 largest = s[0];
+#pragma GCC unroll 4
+    for (int g = 1; g < Groups; ++g) largest = vmax(s[g], largest);
+    const F m = set1(raise_maximum(w, row, reduce_max(largest)));
+    V16 sum = vload(w.sums + row * 16);
+#pragma GCC unroll 4
+    for (int g = 0; g < Groups; ++g)
+        for (int p = 0; p < kParts; ++p) {
+            const F weight = vexp(sub(s[g].part[p], m));
+            store(scores + 16 * g + p * kLanes, weight);
+            sum.part[p] = add(sum.part[p], weight);
+        }
+    vstore(w.sums + row * 16, sum);
+}
+
+// One row's scores of a page. All groups of 16 that hold a visible position count, whatever else does.
+TREADLE_INLINE void soften_row(const Work& w, int64_t row, int64_t base, Range range, float* scores) {
+    const int64_t first = range.first / 16, end = (range.end + 15) / 16;
+    if (range.first % 16 != 0 || range.end % 16 != 0 || w.a.softcap > 0.0f || w.a.slopes != nullptr)
+        for (int64_t i = 16 * first; i < 16 * end; i += kLanes)
+            store(scores + i, adjust_scores(w, row, base, range, i, load(scores + i)));
+    switch (end - first) {
+        case 1: return soften<1>(w, row, scores + 16 * first);
+        case 2: return soften<2>(w, row, scores + 16 * first);
+        case 3: return soften<3>(w, row, scores + 16 * first);
+        default: return soften<4>(w, row, scores + 16 * first);
+    }
+}
+
+// Weighted values of R rows over positions [first, end).
 template <int R, class Columns>
-TREADLE_INLINE void add_values(const Work& w, int64_t row, const float* scores, const Columns& values, int64_t first,
+TREADLE_INLINE void add_values(const Work& w, int64_t row, const float* weights, const Columns& values, int64_t first,
                                int64_t end) {
     if (first >= end) return;
-    const auto run = [&]<int V>(int64_t d) {
-        F acc[R][V];
-        for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) acc[r][v] = load(w.running + (row + r) * w.stride + d + v * kLanes);
-        Columns c = values;
-        c.base += first * c.step + d;
-        float_tile<R, V>(scores + first, kMaxPage, c, end - first, acc);
-        for (int r = 0; r < R; ++r)
-            for (int v = 0; v < V; ++v) store(w.running + (row + r) * w.stride + d + v * kLanes, acc[r][v]);
-    };
-    int64_t d = 0;
-    for (; d + kFloatVectors * kLanes <= w.width; d += kFloatVectors * kLanes) run.template operator()<kFloatVectors>(d);
-    for (; d < w.width; d += kLanes) run.template operator()<1>(d);
+    float* o = w.running + row * w.stride;
+    constexpr int kWide = kFloatVectors * kLanes;
+    for (int64_t d = 0; d < w.width;) {
+        Columns from = values;
+        from.base += first * values.step + d;
+        if (d + kWide <= w.width) {
+            value_tile<R, kFloatVectors>(weights + first, end - first, from, o + d, w.stride);
+            d += kWide;
+        } else {
+            value_tile<R, 1>(weights + first, end - first, from, o + d, w.stride);
+            d += kLanes;
+        }
+    }
 }
 
 // R consecutive rows against one page.
@@ -188,13 +228,10 @@ __attribute__((noinline)) void page_rows(const Work& w, int64_t row, int64_t bas
     score_rows<R>(w, row, page.keys, furthest);
     for (int r = 0; r < R; ++r)
         if (ranges[r].first < ranges[r].end) soften_row(w, row + r, base, ranges[r], w.scores + r * kMaxPage);
-    if (shared.first >= shared.end) {
-        for (int r = 0; r < R; ++r)
-            add_values<1>(w, row + r, w.scores + r * kMaxPage, page.values, ranges[r].first, ranges[r].end);
-        return;
-    }
+    if (shared.first >= shared.end) shared = {kMaxPage, kMaxPage};  // no position that all rows see
     for (int r = 0; r < R; ++r)
-        add_values<1>(w, row + r, w.scores + r * kMaxPage, page.values, ranges[r].first, shared.first);
+        add_values<1>(w, row + r, w.scores + r * kMaxPage, page.values, ranges[r].first,
+                      least(shared.first, ranges[r].end));
     add_values<R>(w, row, w.scores, page.values, shared.first, shared.end);
     for (int r = 0; r < R; ++r)
         add_values<1>(w, row + r, w.scores + r * kMaxPage, page.values, shared.end, ranges[r].end);
