@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,23 @@ def test_shape_is_reversed_and_bytes_are_a_view(opened: Any) -> None:
     assert np.array_equal(raw.view("<f4"), data)
     with pytest.raises(InvalidWeights, match="nope"):
         file.raw("nope")
+
+
+def resident_file_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) << 10  # type: ignore[index]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_drop_gives_the_pages_back(opened: Any) -> None:
+    nbytes = 32 << 20
+    file = opened(build([], [tensor("t", [nbytes // 4])], bytes(nbytes)))
+    before = resident_file_bytes()
+    assert file.raw("t").sum() == 0
+    assert resident_file_bytes() - before > nbytes // 2
+    file.drop("t")
+    assert resident_file_bytes() - before < nbytes // 16
+    assert file.raw("t").sum() == 0
 
 
 def array(kind: int, count: int, payload: bytes) -> bytes:
