@@ -158,6 +158,21 @@ def test_ctrl_c_leaves_a_clean_prompt(model):
     assert stderr.decode() == "interrupted\n"
 
 
+def test_ctrl_c_in_chat_stops_the_answer_and_nothing_else(model):
+    options = ["--backend", "reference", "--max-num-seqs", "1", "--temperature", "1.5", "--seed", "3"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([TREADLE, "chat", model, *options, "--max-tokens", "450"], **pipes) as process:
+        process.stdin.write(b"the\n")
+        process.stdin.flush()
+        process.stdout.read(8)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(b"/help\n/exit\n", timeout=30)
+    assert process.returncode == 0
+    assert stdout.endswith(b"\n[stopped]\n")
+    assert b"/reset" in stderr
+    assert b"Traceback" not in stderr
+
+
 def test_a_reader_that_goes_away_is_no_traceback(model):
     read, write = os.pipe()
     with long_run(model, stdout=write) as process:
