@@ -58,11 +58,13 @@ class HistoryRunner:
         self.entered = threading.Event()
         self._cancelled = threading.Event()
         self._pages = states[0]
+        self._sums = states.get(1)
 
     def run(self, context: ExecutionContext) -> tuple[np.ndarray]:
         context.check()
         self.steps.append((context.batch_size, context.rows))
         self._cancelled.clear()
+        self._add_up(context)
         self.entered.set()
         if self.block and self._cancelled.wait(20):
             raise Cancelled("the step was cancelled")
@@ -89,6 +91,18 @@ class HistoryRunner:
 
     def cancel(self) -> None:
         self._cancelled.set()
+
+    def _add_up(self, context: ExecutionContext) -> None:
+        """The fixed state: the sum of a slot's tokens, and their count."""
+        if self._sums is None:
+            return
+        start = 0
+        for i, slot in enumerate(context.state_slots):
+            new = context.inputs[0][start : start + context.query_lens[i]]
+            start += len(new)
+            state = self._sums.page(int(slot)).view(np.int32)
+            state += [new.sum(), len(new)]
+            assert state[1] == context.seq_lens[i], "fixed state of another sequence, or fed twice"
 
     def _page(self, context: ExecutionContext, i: int, position: int) -> np.ndarray:
         page = int(context.page_table[i, position // PAGE_TOKENS])
@@ -123,12 +137,13 @@ def make_core(
     max_seq_len: int = 64,
     pages: int = 64,
     codec: Letters | None = None,
+    descriptors: Sequence[StateDescriptor] = (paged(),),
     vocab: int = VOCAB,
 ) -> tuple[EngineCore, HistoryRunner]:
     limits = StepLimits(max_rows, max_batch, max_sampled or max_batch, max_seq_len, pages)
-    states = arenas([paged()], pages, max_batch)
+    states = arenas(descriptors, pages, max_batch)
     runner = HistoryRunner(limits, states, vocab)
-    pool = StatePool([paged()], states, pages, max_batch, max_seq_len)
+    pool = StatePool(descriptors, states, pages, max_batch, max_seq_len)
     return EngineCore(runner, pool, vocab, codec), runner
 
 

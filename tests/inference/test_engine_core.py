@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.inference.history import VOCAB, Letters, finish, logits_of, make_core
+from tests.inference.history import VOCAB, Letters, finish, fixed, logits_of, make_core, paged
 
 from treadle.errors import Cancelled, InvalidRequest, NonFiniteLogits, PromptTooLong
 from treadle.inference.request import SamplingParams
@@ -254,9 +254,11 @@ def test_one_requests_error_does_not_touch_the_others():
     assert good.error is None and good.output_token_ids == greedy([8, 8, 9], 8)
 
 
-def test_a_cancelled_step_did_nothing():
-    core, runner = make_core(max_batch=2)
+@pytest.mark.parametrize("descriptors", [[paged()], [paged(), fixed()]])
+def test_a_cancelled_step_is_made_up_for(descriptors):
+    core, runner = make_core(max_batch=2, max_rows=4, descriptors=descriptors)
     (request,) = core.add([1, 2, 3], params())
+    (other,) = core.add([4, 5, 6], params())
     core.step()
     runner.block = True
     runner.entered.clear()
@@ -268,6 +270,16 @@ def test_a_cancelled_step_did_nothing():
     runner.block = False
     finish(core)
     assert request.output_token_ids == greedy([1, 2, 3], 8)
+    assert other.output_token_ids == greedy([4, 5, 6], 8)
+
+
+def test_fixed_state_goes_with_its_slot():
+    """Slots are taken over by later requests, and requests are preempted: the fixed state starts anew each time."""
+    core, _ = make_core(max_batch=3, pages=8, descriptors=[paged(), fixed()])
+    requests = [core.add([i] * 7, params(max_tokens=12))[0] for i in range(6)]
+    finish(core)
+    assert [request.output_token_ids for request in requests] == [greedy([i] * 7, 12) for i in range(6)]
+    assert core.stats.preemptions > 0
 
 
 # --- logits and logprobs -----------------------------------------------------------------------------------------

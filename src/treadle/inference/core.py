@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.errors import InvalidRequest, NonFiniteLogits, PromptTooLong
+from treadle.errors import Cancelled, InvalidRequest, NonFiniteLogits, PromptTooLong
 from treadle.inference.batch import StepArrays
 from treadle.inference.request import FinishReason, Logprob, Request, RequestMetrics, SamplingParams
 from treadle.inference.sampling import sample, top_logprobs
@@ -158,20 +158,28 @@ class EngineCore:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     def cancel(self) -> None:
-        """From another thread: the running step raises Cancelled soon. Requests stay as they were before it."""
+        """From another thread: the running step raises Cancelled soon."""
         self._runner.cancel()
 
     # --- the loop --------------------------------------------------------------------------------------------
 
     def step(self) -> list[Request]:
-        """Computes one step; returns the requests that it brought further. Raises Cancelled, and then did nothing."""
+        """Computes one step; returns the requests that it brought further.
+
+        Raises Cancelled; then the requests stand where they stood before, or start again where state was lost.
+        """
         began = self._clock()
         step = self.scheduler.schedule()
         if not step:
             return []
         context = self._arrays.fill(step, self.counters)
         started = self._clock()
-        (logits,) = self._runner.run(context)
+        try:
+            (logits,) = self._runner.run(context)
+        except Cancelled:
+            if self.pool.has_fixed:  # it may have moved on; paged state is only written behind what is committed
+                self.scheduler.restart([share.request for share in step])
+            raise
         now = self._clock()
         self._postprocess(step, logits, began, now)
         self._record(step, began, self._clock(), now - started)

@@ -91,6 +91,11 @@ class Scheduler:
         request.slot = -1
         request.status = RequestStatus.FINISHED
 
+    def restart(self, requests: list[Request]) -> None:
+        """Takes running requests' state away; they are the next to be admitted and start from their first token."""
+        for request in reversed(requests):
+            self._preempt(request)
+
     def _share(self, request: Request, rows: int, sampled: int) -> Scheduled | None:
         """What the request can bring within the budgets; None where that is nothing."""
         count = min(request.pending, rows, request.chunk or rows)

@@ -80,6 +80,11 @@ class StatePool:
     # --- what there is ---------------------------------------------------------------------------------------
 
     @property
+    def has_fixed(self) -> bool:
+        """Whether some state is overwritten from step to step."""
+        return bool(self._fixed)
+
+    @property
     def free_pages(self) -> int:
         return len(self._free_pages)
 
