@@ -1,4 +1,4 @@
-# make run | test | lint | native | native-test | native-sanitize | bench | bench-peers | clean
+# make run | test | lint | native | native-test | native-sanitize | fuzz | bench | bench-peers | clean
 # Everything lives in .venv and build/; nothing but python3 >= 3.11, make, git and a C++ compiler is needed.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 JOBS ?= 2
+CASES ?= 100000
 PROMPT ?= What is the capital of France?
 NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.hpp')
 
@@ -84,6 +85,10 @@ native-tsan: .venv/.run
 	$(call native_tests,build/native-tsan,Release,thread)
 
 COMMA := ,
+
+.PHONY: fuzz
+fuzz: .venv/.native .venv/.dev
+	.venv/bin/python -m tests.formats.fuzz --cases $(CASES)
 
 .PHONY: clean
 clean:
