@@ -68,6 +68,7 @@ TEMPLATES = {
     "filter block": "{% filter upper %}{{ messages[0].role }}{% endfilter %}",
     "recursion": "{% for n in [[1, [2, 3]], 4] recursive %}{{ loop(n) if n is sequence else n }};{% endfor %}",
     "range and dict": "{% for i in range(3) %}{{ i }}{% endfor %}{{ dict(a=1).a }}{{ {'a': 2}['a'] }}{{ {'k': 1} | items | list }}",
+    "documents": "{{ documents is none }}{{ documents is defined }}{{ tools is none }}",
     "special tokens": "{{ bos_token }}{{ messages[0].role }}{{ eos_token }}{{ missing_token }}{{ flag }}",
 }  # fmt: skip
 

@@ -191,11 +191,16 @@ def test_paths(tmp_path: Path) -> None:
         hub.resolve(tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("name", ["nope", "./nope.gguf", "/nope/x.gguf", "a/b/c", "../x/y", "org/", "", "a b/c"])
+NOT_MODELS = ["nope", "./nope.gguf", "/nope/x.gguf", "a/b/c", "../x/y", "org/", "", "a b/c", "org/name/../../x.gguf"]
+NOT_MODELS += ["n" * 5000, "~nobody-here/x", "a\0b"]
+
+
+@pytest.mark.parametrize("name", NOT_MODELS, ids=lambda name: repr(name)[:30])
 def test_unknown_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((ModelNotFound, InvalidFile)):
-        hub.resolve(name)
+    for find in (hub.resolve, hub.pull):
+        with pytest.raises(ModelNotFound):
+            find(name)
 
 
 @pytest.fixture

@@ -103,6 +103,14 @@ def test_facts(pair: Any) -> None:
     assert ours.token_bytes(10**12) == ours.token_bytes(-1) == b""
 
 
+def test_added_tokens_stand_for_their_text(tmp_path: Path) -> None:
+    made = byte_level()
+    made.add_tokens(["é and more"])  # in the byte alphabet é is byte E9
+    made.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_file(tmp_path)
+    assert ours.decode(ours.encode("a<tool name>é and more")) == "a<tool name>é and more"
+
+
 def test_special_tokens_in_text(pair: Any) -> None:
     ours, _ = pair
     assert ours.encode("a</s>", add_special=False)[-1] == 2

@@ -93,7 +93,13 @@ class ChatTemplate:
 
         from treadle.formats.template_sandbox import BASE_BUDGET, BUDGET_PER_INPUT, Budget
 
-        given = {**self._special_tokens, **(variables or {}), "messages": list(messages), "tools": tools}
+        given = {
+            **self._special_tokens,
+            "documents": None,
+            **(variables or {}),
+            "messages": list(messages),
+            "tools": tools,
+        }
         size = _characters(given)
         with self._lock:
             self._environment.budget = Budget(BASE_BUDGET + BUDGET_PER_INPUT * size)

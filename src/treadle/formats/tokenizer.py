@@ -88,7 +88,10 @@ class Tokenizer:
         """The bytes that a token stands for; empty for an id that is no token (padding rows of an embedding)."""
         piece = self._cache.get(token_id)
         if piece is None:
-            piece = self._cache[token_id] = self._pieces.lookup(token_id) or b""
+            piece = self._pieces.lookup(token_id)
+            if piece is None:
+                return b""
+            self._cache[token_id] = piece
         return piece
 
     def token_text(self, token_id: int) -> str:

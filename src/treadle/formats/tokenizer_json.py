@@ -64,11 +64,12 @@ def _special(added: list[_Added]) -> frozenset[int]:
 
 
 def _lookup(backend: tokenizers.Tokenizer, added: list[_Added], to_bytes: ByteRule) -> Callable[[int], bytes | None]:
-    special = {token.id: token.content for token in added if token.special}
+    """Control tokens stand for their own text; so do all added ones where the others spell bytes."""
+    verbatim = {token.id: token.content for token in added if token.special or to_bytes is byte_level_bytes}
 
     def lookup(token_id: int) -> bytes | None:
-        if token_id in special:
-            return special[token_id].encode()
+        if token_id in verbatim:
+            return verbatim[token_id].encode()
         token = backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
         return None if token is None else to_bytes(token)
 
