@@ -15,15 +15,23 @@
 namespace treadle::compute {
 
 #if TREADLE_HAVE_AVX512
-namespace avx512 { const Kernels& table(); }
+namespace avx512 {
+const Kernels& table();
+}
 #endif
 #if TREADLE_HAVE_AVX2
-namespace avx2 { const Kernels& table(); }
+namespace avx2 {
+const Kernels& table();
+}
 #endif
 #if TREADLE_HAVE_NEON
-namespace neon { const Kernels& table(); }
+namespace neon {
+const Kernels& table();
+}
 #endif
-namespace plain { const Kernels& table(); }
+namespace plain {
+const Kernels& table();
+}
 
 namespace {
 
@@ -36,8 +44,9 @@ struct Supported {
 Supported detect() {
     Supported s;
 #if TREADLE_HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
         s.add(avx512::table());
 #endif
 #if TREADLE_HAVE_AVX2
@@ -62,7 +71,8 @@ const Kernels& choose() {
     if (const Kernels* k = kernels_for(asked)) return *k;
     std::string known;
     for (const Kernels* k : supported_kernels()) known += std::string(known.empty() ? "" : ", ") + k->name;
-    throw std::runtime_error("TREADLE_ISA=" + std::string(asked) + " is not available here; there is " + known);
+    throw std::runtime_error("TREADLE_ISA=" + std::string(asked) + " is not available here; there is " +
+                             known);
 }
 
 }  // namespace
@@ -80,7 +90,8 @@ const Kernels& kernels() {
     return chosen;
 }
 
-void rope_table(const float* inv_freq, int64_t half, float position, float factor, float* cosine, float* sine) {
+void rope_table(const float* inv_freq, int64_t half, float position, float factor, float* cosine,
+                float* sine) {
     for (int64_t i = 0; i < half; ++i) {
         const double angle = position * inv_freq[i];
         cosine[i] = static_cast<float>(factor * std::cos(angle));

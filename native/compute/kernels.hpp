@@ -10,10 +10,26 @@
 namespace treadle::compute {
 
 enum class DType : uint8_t {
-    f32 = 0, f16 = 1, bf16 = 2, i8 = 3, u8 = 4, i32 = 5, i64 = 6,
-    q4_0 = 32, q4_1 = 33, q5_0 = 34, q5_1 = 35, q8_0 = 36,
-    q2_k = 40, q3_k = 41, q4_k = 42, q5_k = 43, q6_k = 44,
-    iq4_nl = 48, iq4_xs = 49, mxfp4 = 50,
+    f32 = 0,
+    f16 = 1,
+    bf16 = 2,
+    i8 = 3,
+    u8 = 4,
+    i32 = 5,
+    i64 = 6,
+    q4_0 = 32,
+    q4_1 = 33,
+    q5_0 = 34,
+    q5_1 = 35,
+    q8_0 = 36,
+    q2_k = 40,
+    q3_k = 41,
+    q4_k = 42,
+    q5_k = 43,
+    q6_k = 44,
+    iq4_nl = 48,
+    iq4_xs = 49,
+    mxfp4 = 50,
 };
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -25,16 +41,17 @@ inline constexpr int64_t kAlign = 64;      // alignment of packed data, quantise
 
 struct PackedMatrix {
     DType type;
-    int64_t rows;             // logical rows; the last strip is padded with zero rows
+    int64_t rows;  // logical rows; the last strip is padded with zero rows
     int64_t cols;
-    int64_t strip_bytes;      // distance of two strips
-    const std::byte* data;    // ceil(rows / 16) strips
+    int64_t strip_bytes;    // distance of two strips
+    const std::byte* data;  // ceil(rows / 16) strips
     int64_t strips() const { return (rows + kStripRows - 1) / kStripRows; }
 };
 
-bool packable(DType type, int64_t cols);           // is there a packed form (type known, cols a multiple of its block)?
-bool is_float(DType type);                         // f32, f16, bf16: matmul_i8 does not take these
-int64_t row_bytes(DType type, int64_t cols);       // one row as stored in a file
+bool packable(DType type,
+              int64_t cols);  // is there a packed form (type known, cols a multiple of its block)?
+bool is_float(DType type);    // f32, f16, bf16: matmul_i8 does not take these
+int64_t row_bytes(DType type, int64_t cols);  // one row as stored in a file
 int64_t strip_bytes(DType type, int64_t cols);
 int64_t packed_bytes(DType type, int64_t rows, int64_t cols);
 // Packs 16 file-format rows (null: a zero row) into one strip of `strip_bytes` bytes.
@@ -55,28 +72,29 @@ struct Epilogue {
 // as [page_len / 16][key_dim][16 positions], then the values as [page_len][value_dim].
 
 struct KvLayout {
-    DType type;           // f32, f16 or bf16
-    int64_t heads;        // key/value heads
+    DType type;     // f32, f16 or bf16
+    int64_t heads;  // key/value heads
     int64_t key_dim;
     int64_t value_dim;
-    int64_t page_len;     // positions in a page: 16, 32 or 64
+    int64_t page_len;  // positions in a page: 16, 32 or 64
 };
 
-int64_t kv_page_bytes(const KvLayout& kv);  // page_len * heads * (key_dim + value_dim) * sizeof(type), no padding
+int64_t kv_page_bytes(
+    const KvLayout& kv);  // page_len * heads * (key_dim + value_dim) * sizeof(type), no padding
 
 inline constexpr int64_t kUnbounded = -1;
-inline constexpr int64_t kSplit = 256;          // positions of one partial softmax; the partials are merged in order
-inline constexpr int64_t kAttendRows = 32;      // most query rows of one attend() call
+inline constexpr int64_t kSplit = 256;  // positions of one partial softmax; the partials are merged in order
+inline constexpr int64_t kAttendRows = 64;  // most query rows of one attend() call
 
 struct Attention {
     KvLayout kv;
-    int64_t heads;                      // query heads, a multiple of kv.heads; head h reads kv head h / (heads / kv.heads)
-    float scale;                        // of q . k
-    float softcap = 0.0f;               // > 0: s = softcap * tanh(s / softcap)
-    int64_t left = kUnbounded;          // key j is visible from query i if i - j <= left ...
-    int64_t right = 0;                  // ... and j - i <= right (0: causal; kUnbounded: both ways)
-    const float* sinks = nullptr;       // [heads]: a logit with no value, or null
-    const float* slopes = nullptr;      // [heads]: s += slope * (j - i) (ALiBi), or null
+    int64_t heads;         // query heads, a multiple of kv.heads; head h reads kv head h / (heads / kv.heads)
+    float scale;           // of q . k
+    float softcap = 0.0f;  // > 0: s = softcap * tanh(s / softcap)
+    int64_t left = kUnbounded;      // key j is visible from query i if i - j <= left ...
+    int64_t right = 0;              // ... and j - i <= right (0: causal; kUnbounded: both ways)
+    const float* sinks = nullptr;   // [heads]: a logit with no value, or null
+    const float* slopes = nullptr;  // [heads]: s += slope * (j - i) (ALiBi), or null
 };
 
 // Consecutive query rows of one sequence, for one kv head. q [rows, ldq] and out [rows, ldo] point at row 0, query head 0.
@@ -85,25 +103,39 @@ struct AttendRows {
     int64_t ldq;
     float* out;
     int64_t ldo;
-    int64_t rows;                 // 1 .. kAttendRows
-    int64_t position;             // of the first row
-    int64_t kv_len;               // positions written in the pages; no key at or past it is read
-    const std::byte* arena;       // page p of the sequence is at arena + pages[p] * kv_page_bytes
+    int64_t rows;            // 1 .. kAttendRows
+    int64_t position;        // of the first row
+    int64_t kv_len;          // positions written in the pages; no key at or past it is read
+    const std::byte* arena;  // page p of the sequence is at arena + pages[p] * kv_page_bytes
     const int32_t* pages;
 };
 
-int64_t attend_scratch_bytes(const Attention& a);                        // of one thread
-int64_t attend_part_floats(const Attention& a);                          // of one (query row, kv head, split)
-struct SplitRange { int64_t first, last; };                              // splits [first, last)
-SplitRange attend_splits(const Attention& a, const AttendRows& r);       // that any of the rows can see
+int64_t attend_scratch_bytes(const Attention& a);  // of one thread
+int64_t attend_part_floats(const Attention& a);    // of one (query row, kv head, split)
+struct SplitRange {
+    int64_t first, last;
+};                                                                  // splits [first, last)
+SplitRange attend_splits(const Attention& a, const AttendRows& r);  // that any of the rows can see
 
 // ---------------------------------------------------------------------------------------------------------------
 
-enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu, relu2, swiglu_clamped, sigmoid, tanh, quick_gelu };
+enum class Activation : uint8_t {
+    none,
+    silu,
+    gelu,
+    gelu_tanh,
+    relu,
+    relu2,
+    swiglu_clamped,
+    sigmoid,
+    tanh,
+    quick_gelu
+};
 
 struct ActivationParams {
     Activation kind = Activation::silu;
-    float limit = 7.0f;    // swiglu_clamped only: gate <= limit, |up| <= limit, (up + 1) * gate * sigmoid(alpha * gate)
+    float limit =
+        7.0f;  // swiglu_clamped only: gate <= limit, |up| <= limit, (up + 1) * gate * sigmoid(alpha * gate)
     float alpha = 1.702f;
 };
 
@@ -115,23 +147,25 @@ struct Kernels {
     // Activations in int8: per (row, block of 32) a f32 scale max|x| / 127, the quants, their sum. `rows` is the row count
     // of the whole buffer (the layout depends on it); any thread may write any [row0, row1).  cols % 32 == 0.
     int64_t (*quant_bytes)(int64_t rows, int64_t cols);
-    void (*quantise)(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols, std::byte* dst);
+    void (*quantise)(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
+                     std::byte* dst);
 
     // y[row, c] = epilogue(sum_k x[row, k] * w[c, k]) for all rows and the columns c of strips [strip0, strip1).
     // matmul_i8 takes quantised rows, matmul_f32 takes f32 rows and any packed type (weights dequantised exactly).
     // scratch: matmul_scratch_bytes(cols), one per thread, 64-byte aligned.
     int64_t (*matmul_scratch_bytes)(int64_t cols);
-    void (*matmul_i8)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows, float* y,
-                      int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
-    void (*matmul_f32)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx, int64_t rows,
-                       float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+    void (*matmul_i8)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq,
+                      int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+    void (*matmul_f32)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
+                       int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
     // Row `row` of the matrix, dequantised exactly, to dst[cols].
     void (*unpack_row)(const PackedMatrix& w, int64_t row, float* dst);
 
     // One row each. gain and bias may be null; y may be x.
     // rmsnorm: y = x / sqrt(mean(x^2) + eps) * (gain + gain_offset)
     void (*rmsnorm)(const float* x, const float* gain, float gain_offset, float eps, int64_t cols, float* y);
-    void (*layernorm)(const float* x, const float* gain, const float* bias, float eps, int64_t cols, float* y);
+    void (*layernorm)(const float* x, const float* gain, const float* bias, float eps, int64_t cols,
+                      float* y);
 
     // Rotates the first 2 * half elements of one head in place. cosine, sine: [half].
     void (*rope)(float* head, const float* cosine, const float* sine, int64_t half, RopeStyle style);
@@ -139,13 +173,14 @@ struct Kernels {
     // y = act(gate) * up, or act(gate) where up is null. y may be gate or up.
     void (*activate)(const float* gate, const float* up, int64_t n, const ActivationParams& params, float* y);
 
-    void (*add_scaled)(const float* a, const float* b, float scale, int64_t n, float* y);  // y = a + scale * b
-    void (*scale)(const float* x, float factor, int64_t n, float* y);                      // y = factor * x
-    void (*softcap)(const float* x, float cap, int64_t n, float* y);                       // y = cap * tanh(x / cap)
+    void (*add_scaled)(const float* a, const float* b, float scale, int64_t n,
+                       float* y);                                      // y = a + scale * b
+    void (*scale)(const float* x, float factor, int64_t n, float* y);  // y = factor * x
+    void (*softcap)(const float* x, float cap, int64_t n, float* y);   // y = cap * tanh(x / cap)
 
     // Writes one position of kv heads [head0, head1). k [kv.heads, key_dim], v [kv.heads, value_dim]: the whole row.
-    void (*kv_write)(const KvLayout& kv, std::byte* page, int64_t position_in_page, int64_t head0, int64_t head1,
-                     const float* k, const float* v);
+    void (*kv_write)(const KvLayout& kv, std::byte* page, int64_t position_in_page, int64_t head0,
+                     int64_t head1, const float* k, const float* v);
 
     // All query heads of `kv_head` over every visible key. The result does not depend on how rows are grouped.
     void (*attend)(const Attention& a, const AttendRows& r, int64_t kv_head, std::byte* scratch);
@@ -153,7 +188,8 @@ struct Kernels {
     // attend_splits(), then the merge. parts: [splits.last - splits.first][rows * heads / kv.heads][attend_part_floats].
     void (*attend_part)(const Attention& a, const AttendRows& r, int64_t kv_head, int64_t split, float* parts,
                         std::byte* scratch);
-    void (*attend_merge)(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts, std::byte* scratch);
+    void (*attend_merge)(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts,
+                         std::byte* scratch);
 
     // For compute/probe.hpp.
     int64_t (*probe_dot)(int64_t rounds, int32_t* sink);
@@ -163,11 +199,12 @@ struct Kernels {
 // The table of the best ISA this CPU runs; TREADLE_ISA=avx512|avx2|neon|plain in the environment asks for another.
 // Throws std::runtime_error if that one is unknown, not built or not supported by the CPU.
 const Kernels& kernels();
-const Kernels* kernels_for(std::string_view isa);           // null if not built or not supported
-std::span<const Kernels* const> supported_kernels();        // best first; plain is always the last
+const Kernels* kernels_for(std::string_view isa);     // null if not built or not supported
+std::span<const Kernels* const> supported_kernels();  // best first; plain is always the last
 
 // cosine[i] = factor * cos(position * inv_freq[i]) and sine likewise; the angle is rounded to f32 as the reference
 // implementations do, cos and sin are taken in f64.
-void rope_table(const float* inv_freq, int64_t half, float position, float factor, float* cosine, float* sine);
+void rope_table(const float* inv_freq, int64_t half, float position, float factor, float* cosine,
+                float* sine);
 
 }  // namespace treadle::compute

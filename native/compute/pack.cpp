@@ -9,19 +9,26 @@ namespace {
 
 const BlockLayout* block_layout(DType type) {
     switch (type) {
-        case DType::q4_0: return &kLayoutQ4_0;
-        case DType::q4_1: return &kLayoutQ4_1;
-        case DType::q8_0: return &kLayoutQ8_0;
-        default: return nullptr;
+        case DType::q4_0:
+            return &kLayoutQ4_0;
+        case DType::q4_1:
+            return &kLayoutQ4_1;
+        case DType::q8_0:
+            return &kLayoutQ8_0;
+        default:
+            return nullptr;
     }
 }
 
 int64_t float_size(DType type) {
     switch (type) {
-        case DType::f32: return 4;
+        case DType::f32:
+            return 4;
         case DType::f16:
-        case DType::bf16: return 2;
-        default: return 0;
+        case DType::bf16:
+            return 2;
+        default:
+            return 0;
     }
 }
 
@@ -46,12 +53,16 @@ void pack_blocks(DType type, const BlockLayout& layout, const std::byte* const r
             std::byte* side = sides + b * layout.side_bytes + 2 * r;
             std::memcpy(side, block, 2);
             switch (type) {
-                case DType::q4_0: pack_nibbles(block + 2, r, lines); break;
+                case DType::q4_0:
+                    pack_nibbles(block + 2, r, lines);
+                    break;
                 case DType::q4_1:
                     std::memcpy(side + 32, block + 2, 2);
                     pack_nibbles(block + 4, r, lines);
                     break;
-                default: pack_bytes(block + 2, r, lines); break;
+                default:
+                    pack_bytes(block + 2, r, lines);
+                    break;
             }
         }
     }
@@ -106,10 +117,18 @@ int64_t packed_bytes(DType type, int64_t rows, int64_t cols) {
 void pack_strip(DType type, const std::byte* const rows[kStripRows], int64_t cols, std::byte* dst) {
     std::memset(dst, 0, static_cast<size_t>(strip_bytes(type, cols)));
     switch (type) {
-        case DType::f32: pack_columns<uint32_t>(rows, cols, dst); break;
-        case DType::f16: pack_columns<uint16_t>(rows, cols, dst); break;
-        case DType::bf16: pack_pairs(rows, cols, dst); break;
-        default: pack_blocks(type, *block_layout(type), rows, cols, dst); break;
+        case DType::f32:
+            pack_columns<uint32_t>(rows, cols, dst);
+            break;
+        case DType::f16:
+            pack_columns<uint16_t>(rows, cols, dst);
+            break;
+        case DType::bf16:
+            pack_pairs(rows, cols, dst);
+            break;
+        default:
+            pack_blocks(type, *block_layout(type), rows, cols, dst);
+            break;
     }
 }
 

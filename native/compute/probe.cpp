@@ -17,7 +17,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Runs work(thread) on every thread at once, `repeats` times; the seconds of the fastest pass. prepare(thread) goes first.
-double fastest_pass(int threads, int repeats, const std::function<void(int)>& prepare, const std::function<void(int)>& work) {
+double fastest_pass(int threads, int repeats, const std::function<void(int)>& prepare,
+                    const std::function<void(int)>& work) {
     std::barrier sync(threads);
     std::vector<double> seconds(static_cast<size_t>(repeats));
     const auto body = [&](int thread) {
@@ -27,7 +28,8 @@ double fastest_pass(int threads, int repeats, const std::function<void(int)>& pr
             const auto start = Clock::now();
             work(thread);
             sync.arrive_and_wait();
-            if (thread == 0) seconds[static_cast<size_t>(r)] = std::chrono::duration<double>(Clock::now() - start).count();
+            if (thread == 0)
+                seconds[static_cast<size_t>(r)] = std::chrono::duration<double>(Clock::now() - start).count();
         }
     };
     std::vector<std::thread> others;
@@ -49,11 +51,14 @@ double probe_read_gb_s(const Kernels& k, int threads, int repeats) {
     const double seconds = fastest_pass(
         threads, repeats,
         [&](int t) {  // each thread touches its own memory first
-            auto* p = static_cast<std::byte*>(::operator new(static_cast<size_t>(kBytes), std::align_val_t{64}));
+            auto* p =
+                static_cast<std::byte*>(::operator new(static_cast<size_t>(kBytes), std::align_val_t{64}));
             std::memset(p, t + 1, static_cast<size_t>(kBytes));
             data[static_cast<size_t>(t)].reset(p);
         },
-        [&](int t) { k.probe_read(data[static_cast<size_t>(t)].get(), kBytes, &sinks[static_cast<size_t>(t) * 16]); });
+        [&](int t) {
+            k.probe_read(data[static_cast<size_t>(t)].get(), kBytes, &sinks[static_cast<size_t>(t) * 16]);
+        });
     return static_cast<double>(kBytes) * threads / seconds / 1e9;
 }
 
@@ -66,7 +71,8 @@ double probe_int8_gop_s(const Kernels& k, int threads, int repeats) {
         if (Clock::now() - start > std::chrono::milliseconds(20)) break;
     }
     const double seconds = fastest_pass(
-        threads, repeats, [](int) {}, [&](int t) { k.probe_dot(rounds, &sinks[static_cast<size_t>(t) * 16]); });
+        threads, repeats, [](int) {},
+        [&](int t) { k.probe_dot(rounds, &sinks[static_cast<size_t>(t) * 16]); });
     return static_cast<double>(operations) * threads / seconds / 1e9;
 }
 

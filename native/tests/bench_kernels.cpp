@@ -28,13 +28,20 @@ double best_seconds(const std::function<void()>& f, double budget = 0.3) {
 
 const char* name_of(DType t) {
     switch (t) {
-        case DType::f32: return "f32";
-        case DType::f16: return "f16";
-        case DType::bf16: return "bf16";
-        case DType::q4_0: return "q4_0";
-        case DType::q4_1: return "q4_1";
-        case DType::q8_0: return "q8_0";
-        default: return "?";
+        case DType::f32:
+            return "f32";
+        case DType::f16:
+            return "f16";
+        case DType::bf16:
+            return "bf16";
+        case DType::q4_0:
+            return "q4_0";
+        case DType::q4_1:
+            return "q4_1";
+        case DType::q8_0:
+            return "q8_0";
+        default:
+            return "?";
     }
 }
 
@@ -42,7 +49,8 @@ struct Weights {
     Buffer buffer;
     PackedMatrix m;
     Weights(DType type, int64_t rows, int64_t cols)
-        : buffer(packed_bytes(type, rows, cols)), m{type, rows, cols, strip_bytes(type, cols), buffer.data()} {
+        : buffer(packed_bytes(type, rows, cols)),
+          m{type, rows, cols, strip_bytes(type, cols), buffer.data()} {
         std::memset(buffer.data(), 0x11, static_cast<size_t>(packed_bytes(type, rows, cols)));
     }
 };
@@ -61,8 +69,9 @@ void bench_gemm(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
         else k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n, e, scratch.data());
     });
     const double gops = 2.0 * static_cast<double>(n * cols * rows) / s / 1e9;
-    std::printf("gemm %-5s %6ldx%-6ld rows %4ld  %8.1f GOP/s  %5.1f %% of int8\n", name_of(type), static_cast<long>(n),
-                static_cast<long>(cols), static_cast<long>(rows), gops, 100 * gops / limit);
+    std::printf("gemm %-5s %6ldx%-6ld rows %4ld  %8.1f GOP/s  %5.1f %% of int8\n", name_of(type),
+                static_cast<long>(n), static_cast<long>(cols), static_cast<long>(rows), gops,
+                100 * gops / limit);
 }
 
 // Walks many matrices so that the weights come from memory.
@@ -76,12 +85,13 @@ void bench_gemv(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
     const Epilogue e;
     if (!is_float(type)) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
     const double s = best_seconds([&] {
-        if (is_float(type)) k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n * count, e, scratch.data());
+        if (is_float(type))
+            k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n * count, e, scratch.data());
         else k.matmul_i8(w.m, 0, w.m.strips(), xq.data(), rows, y.data(), n * count, e, scratch.data());
     });
     const double gb = static_cast<double>(one * count) / s / 1e9;
-    std::printf("gemv %-5s %6ldx%-6ld rows %4ld  %8.2f GB/s   %5.1f %% of read\n", name_of(type), static_cast<long>(n),
-                static_cast<long>(cols), static_cast<long>(rows), gb, 100 * gb / limit);
+    std::printf("gemv %-5s %6ldx%-6ld rows %4ld  %8.2f GB/s   %5.1f %% of read\n", name_of(type),
+                static_cast<long>(n), static_cast<long>(cols), static_cast<long>(rows), gb, 100 * gb / limit);
 }
 
 // One layer's attention of SmolLM2 (9 query heads, 3 kv heads, 64) for `rows` new rows after `past` positions.
@@ -100,8 +110,10 @@ void bench_attention(const Kernels& k, DType type, int64_t past, int64_t rows) {
     const double s = best_seconds([&] {
         for (int64_t r = 0; r < rows; r += kAttendRows)
             for (int64_t h = 0; h < 3; ++h)
-                k.attend(a, {q.data() + r * 576, 576, out.data() + r * 576, 576, std::min(kAttendRows, rows - r), past + r,
-                             std::min(past + r + kAttendRows, length), arena.data(), table.data()}, h, scratch.data());
+                k.attend(a,
+                         {q.data() + r * 576, 576, out.data() + r * 576, 576, std::min(kAttendRows, rows - r),
+                          past + r, std::min(past + r + kAttendRows, length), arena.data(), table.data()},
+                         h, scratch.data());
     });
     double keys = 0;
     for (int64_t r = 0; r < rows; ++r) keys += static_cast<double>(past + r + 1);
@@ -116,13 +128,20 @@ void bench_rows(const Kernels& k) {
     std::vector<float> y(x.size());
     Buffer xq(k.quant_bytes(512, 1536));
     const auto show = [](const char* what, double s) { std::printf("%-28s %8.1f us\n", what, s * 1e6); };
-    show("rmsnorm 512x576", best_seconds([&] { for (int r = 0; r < 512; ++r) k.rmsnorm(x.data() + r * 576, u.data(), 0, 1e-5f, 576, y.data() + r * 576); }));
+    show("rmsnorm 512x576", best_seconds([&] {
+             for (int r = 0; r < 512; ++r)
+                 k.rmsnorm(x.data() + r * 576, u.data(), 0, 1e-5f, 576, y.data() + r * 576);
+         }));
     show("quantise 512x576", best_seconds([&] { k.quantise(x.data(), 576, 0, 512, 512, 576, xq.data()); }));
-    show("quantise 512x1536", best_seconds([&] { k.quantise(x.data(), 1536, 0, 512, 512, 1536, xq.data()); }));
-    show("silu * up 512x1536", best_seconds([&] { k.activate(x.data(), u.data(), 512 * 1536, {}, y.data()); }));
+    show("quantise 512x1536",
+         best_seconds([&] { k.quantise(x.data(), 1536, 0, 512, 512, 1536, xq.data()); }));
+    show("silu * up 512x1536",
+         best_seconds([&] { k.activate(x.data(), u.data(), 512 * 1536, {}, y.data()); }));
     const Attention a{{DType::f16, 3, 64, 64, 64}, 9, 0.125f};
     std::vector<std::byte> page(static_cast<size_t>(kv_page_bytes(a.kv)));
-    show("kv_write 512 f16", best_seconds([&] { for (int r = 0; r < 512; ++r) k.kv_write(a.kv, page.data(), r % 64, 0, 3, x.data(), u.data()); }));
+    show("kv_write 512 f16", best_seconds([&] {
+             for (int r = 0; r < 512; ++r) k.kv_write(a.kv, page.data(), r % 64, 0, 3, x.data(), u.data());
+         }));
 }
 
 }  // namespace

@@ -36,7 +36,9 @@ struct Random {
     explicit Random(uint64_t seed) : engine(seed) {}
     float normal(float scale = 1.0f) { return scale * std::normal_distribution<float>()(engine); }
     float uniform(float low, float high) { return std::uniform_real_distribution<float>(low, high)(engine); }
-    int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
+    int64_t integer(int64_t low, int64_t high) {
+        return std::uniform_int_distribution<int64_t>(low, high)(engine);
+    }
     std::vector<float> normals(int64_t n, float scale = 1.0f) {
         std::vector<float> v(static_cast<size_t>(n));
         for (float& x : v) x = normal(scale);

@@ -45,12 +45,15 @@ Setup make(Attention a, int64_t length, int64_t rows, uint64_t seed) {
     s.sinks = random.normals(a.heads, 2.0f);
     for (int64_t h = 0; h < a.heads; ++h) s.slopes.push_back(-0.05f * static_cast<float>(h + 1));
     const int64_t count = (length + kv.page_len - 1) / kv.page_len;
-    for (int64_t p = 0; p < count; ++p) s.pages.push_back(static_cast<int32_t>(count + 1 - p));  // out of order, with holes
+    for (int64_t p = 0; p < count; ++p)
+        s.pages.push_back(static_cast<int32_t>(count + 1 - p));  // out of order, with holes
     s.arena.resize(static_cast<size_t>((count + 2) * s.page_bytes));
-    const std::vector<float> nan(static_cast<size_t>(kv.heads * std::max(kv.key_dim, kv.value_dim)), nan_of(kv.type));
+    const std::vector<float> nan(static_cast<size_t>(kv.heads * std::max(kv.key_dim, kv.value_dim)),
+                                 nan_of(kv.type));
     for (int64_t p = 0; p < count + 2; ++p)
         for (int64_t i = 0; i < kv.page_len; ++i)
-            kernels_for("plain")->kv_write(kv, s.arena.data() + p * s.page_bytes, i, 0, kv.heads, nan.data(), nan.data());
+            kernels_for("plain")->kv_write(kv, s.arena.data() + p * s.page_bytes, i, 0, kv.heads, nan.data(),
+                                           nan.data());
     return s;
 }
 
@@ -75,11 +78,13 @@ std::vector<double> naive(const Setup& s) {
             std::vector<double> scores;
             std::vector<int64_t> keys;
             for (int64_t j = 0; j < s.length; ++j) {
-                if ((a.left != kUnbounded && i - j > a.left) || (a.right != kUnbounded && j - i > a.right)) continue;
+                if ((a.left != kUnbounded && i - j > a.left) || (a.right != kUnbounded && j - i > a.right))
+                    continue;
                 double dot = 0;
                 for (int64_t d = 0; d < kv.key_dim; ++d)
                     dot += static_cast<double>(s.q[static_cast<size_t>((r * a.heads + h) * kv.key_dim + d)]) *
-                           rounded(s.k[static_cast<size_t>((j * kv.heads + h / group) * kv.key_dim + d)], kv.type);
+                           rounded(s.k[static_cast<size_t>((j * kv.heads + h / group) * kv.key_dim + d)],
+                                   kv.type);
                 dot *= a.scale;
                 if (a.softcap > 0) dot = a.softcap * std::tanh(dot / a.softcap);
                 if (a.slopes != nullptr) dot += s.slopes[static_cast<size_t>(h)] * static_cast<double>(j - i);
@@ -97,7 +102,8 @@ std::vector<double> naive(const Setup& s) {
                 for (int64_t d = 0; d < kv.value_dim; ++d)
                     out[static_cast<size_t>((r * a.heads + h) * kv.value_dim + d)] +=
                         std::exp(scores[n] - top) / sum *
-                        rounded(s.v[static_cast<size_t>((keys[n] * kv.heads + h / group) * kv.value_dim + d)], kv.type);
+                        rounded(s.v[static_cast<size_t>((keys[n] * kv.heads + h / group) * kv.value_dim + d)],
+                                kv.type);
         }
     return out;
 }
@@ -113,16 +119,25 @@ std::vector<float> run(const Setup& s, const Kernels& k, int64_t chunk, bool spl
     for (int64_t r = 0; r < s.rows; r += chunk) {
         const int64_t rows = std::min(chunk, s.rows - r), position = s.length - s.rows + r;
         const int64_t kv_len = a.right == 0 ? position + rows : s.length;
-        const AttendRows item{s.q.data() + r * a.heads * kv.key_dim, a.heads * kv.key_dim, out.data() + r * a.heads * kv.value_dim,
-                              a.heads * kv.value_dim, rows, position, kv_len, s.arena.data(), s.pages.data()};
+        const AttendRows item{s.q.data() + r * a.heads * kv.key_dim,
+                              a.heads * kv.key_dim,
+                              out.data() + r * a.heads * kv.value_dim,
+                              a.heads * kv.value_dim,
+                              rows,
+                              position,
+                              kv_len,
+                              s.arena.data(),
+                              s.pages.data()};
         for (int64_t h = 0; h < kv.heads; ++h) {
             if (!split) {
                 k.attend(a, item, h, scratch.data());
                 continue;
             }
             const SplitRange range = attend_splits(a, item);
-            std::vector<float> parts(static_cast<size_t>((range.last - range.first) * rows * (a.heads / kv.heads) * attend_part_floats(a)));
-            for (int64_t i = range.last - 1; i >= range.first; --i) k.attend_part(a, item, h, i, parts.data(), scratch.data());
+            std::vector<float> parts(static_cast<size_t>((range.last - range.first) * rows *
+                                                         (a.heads / kv.heads) * attend_part_floats(a)));
+            for (int64_t i = range.last - 1; i >= range.first; --i)
+                k.attend_part(a, item, h, i, parts.data(), scratch.data());
             k.attend_merge(a, item, h, parts.data(), scratch.data());
         }
     }
@@ -140,14 +155,16 @@ void test(const Attention& a, int64_t length, int64_t rows, const std::string& n
     const std::vector<float> plain = run(s, *kernels_for("plain"), kAttendRows, false);
     const std::vector<double> want = naive(s);
     for (size_t i = 0; i < plain.size(); ++i)
-        check(std::fabs(plain[i] - want[i]) < 2e-5, name + " [" + std::to_string(i) + "]: " + std::to_string(plain[i]) +
-                                                        " not " + std::to_string(want[i]));
+        check(std::fabs(plain[i] - want[i]) < 2e-5, name + " [" + std::to_string(i) +
+                                                        "]: " + std::to_string(plain[i]) + " not " +
+                                                        std::to_string(want[i]));
     for (const Kernels* k : supported_kernels())
         for (const int64_t chunk : {int64_t{1}, int64_t{5}, int64_t{16}, kAttendRows})
             for (const bool split : {false, true}) {
                 if (k == kernels_for("plain") && (chunk != 5 || !split)) continue;  // it is slow
                 check(same_bits(run(s, *k, chunk, split), plain),
-                      name + " " + k->name + " chunk " + std::to_string(chunk) + (split ? " split" : "") + " is not plain's");
+                      name + " " + k->name + " chunk " + std::to_string(chunk) + (split ? " split" : "") +
+                          " is not plain's");
             }
 }
 

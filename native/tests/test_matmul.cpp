@@ -13,7 +13,8 @@ namespace {
 uint16_t half_bits(float f) {  // of values that are exact in f16
     const int exponent = std::ilogb(f);
     if (f == 0.0f) return 0;
-    const auto mantissa = static_cast<uint16_t>(std::lround((std::fabs(f) / std::ldexp(1.0f, exponent) - 1.0f) * 1024.0f));
+    const auto mantissa =
+        static_cast<uint16_t>(std::lround((std::fabs(f) / std::ldexp(1.0f, exponent) - 1.0f) * 1024.0f));
     return static_cast<uint16_t>((f < 0 ? 0x8000 : 0) + ((exponent + 15) << 10) + mantissa);
 }
 
@@ -28,9 +29,9 @@ struct FileMatrix {
     DType type;
     int64_t rows, cols;
     std::vector<std::byte> bytes;
-    std::vector<double> values;          // [rows, cols]
-    std::vector<int> quants;             // [rows, cols], offset removed
-    std::vector<float> scales, minima;   // [rows, cols / 32]
+    std::vector<double> values;         // [rows, cols]
+    std::vector<int> quants;            // [rows, cols], offset removed
+    std::vector<float> scales, minima;  // [rows, cols / 32]
 };
 
 void put16(std::byte* p, uint16_t v) { std::memcpy(p, &v, 2); }
@@ -63,7 +64,8 @@ void fill_float(FileMatrix& m, Random& random) {
 void fill_blocks(FileMatrix& m, Random& random) {
     const bool wide = m.type == DType::q8_0, minimum = m.type == DType::q4_1;
     for (int64_t i = 0; i < m.rows * m.cols / 32; ++i) {
-        const float d = half_value(half_bits(std::ldexp(static_cast<float>(random.integer(1024, 2047)), -18 + static_cast<int>(random.integer(0, 3)))));
+        const float d = half_value(half_bits(std::ldexp(static_cast<float>(random.integer(1024, 2047)),
+                                                        -18 + static_cast<int>(random.integer(0, 3)))));
         const float low = minimum ? std::ldexp(static_cast<float>(random.integer(-2047, -1024)), -12) : 0.0f;
         std::byte block[34] = {};
         put16(block, half_bits(d));
@@ -123,7 +125,8 @@ using Product = std::vector<float>;
 
 constexpr float kUntouched = -12345.5f;
 
-Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case& c, bool quantised, int64_t splits) {
+Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case& c, bool quantised,
+                 int64_t splits) {
     const PackedMatrix& m = w.matrix;
     Product y(static_cast<size_t>(c.rows * c.ldy + 1), kUntouched);
     Epilogue e;
@@ -170,8 +173,8 @@ double expected_f32(const FileMatrix& m, const float* x, int64_t col) {
     return total;
 }
 
-void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, const Product& y, bool quantised,
-                          const std::string& name) {
+void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, const Product& y,
+                          bool quantised, const std::string& name) {
     for (int64_t r = 0; r < c.rows; ++r) {
         double norm = 1e-6;
         const float* x = in.x.data() + 1 + r * c.ldx;
@@ -179,17 +182,21 @@ void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, 
         for (int64_t col = 0; col < m.rows; ++col) {
             double want = quantised ? expected_i8(m, x, col) : expected_f32(m, x, col);
             if (c.epilogue) {
-                want = (want + in.bias[static_cast<size_t>(col)]) * 0.625 + in.residual[static_cast<size_t>(r * c.ldy + col)];
+                want = (want + in.bias[static_cast<size_t>(col)]) * 0.625 +
+                       in.residual[static_cast<size_t>(r * c.ldy + col)];
             }
             const double got = y[static_cast<size_t>(1 + r * c.ldy + col)];
             double size = 1e-6;
-            for (int64_t k = 0; k < m.cols; ++k) size += std::pow(m.values[static_cast<size_t>(col * m.cols + k)], 2);
+            for (int64_t k = 0; k < m.cols; ++k)
+                size += std::pow(m.values[static_cast<size_t>(col * m.cols + k)], 2);
             const double bound = 3e-6 * (std::sqrt(norm * size) + 1);
-            check(std::fabs(got - want) <= bound, name + " row " + std::to_string(r) + " col " + std::to_string(col) +
-                                                      ": " + std::to_string(got) + " not " + std::to_string(want));
+            check(std::fabs(got - want) <= bound, name + " row " + std::to_string(r) + " col " +
+                                                      std::to_string(col) + ": " + std::to_string(got) +
+                                                      " not " + std::to_string(want));
         }
         for (int64_t col = m.rows; col < c.ldy; ++col)
-            check(y[static_cast<size_t>(1 + r * c.ldy + col)] == kUntouched, name + " wrote past its columns");
+            check(y[static_cast<size_t>(1 + r * c.ldy + col)] == kUntouched,
+                  name + " wrote past its columns");
     }
     check(y[0] == kUntouched, name + " wrote before its rows");
 }
@@ -197,7 +204,8 @@ void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, 
 Inputs make_inputs(const FileMatrix& m, const Case& c, uint64_t seed) {
     Random random(seed);
     Inputs in{random.normals(c.rows * c.ldx + 1), random.normals(m.rows), random.normals(c.rows * c.ldy)};
-    for (int64_t k = 0; k < std::min<int64_t>(m.cols, 32); ++k) in.x[static_cast<size_t>(1 + k)] = 0.0f;  // an all-zero block
+    for (int64_t k = 0; k < std::min<int64_t>(m.cols, 32); ++k)
+        in.x[static_cast<size_t>(1 + k)] = 0.0f;  // an all-zero block
     return in;
 }
 
@@ -211,12 +219,14 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
             const Case c{rows, cols + 3, matrix_rows + 2, rows % 2 == 0};
             const Inputs in = make_inputs(m, c, static_cast<uint64_t>(rows));
             const Product plain = multiply(*kernels_for("plain"), w, in, c, quantised, 1);
-            const std::string name = "type " + std::to_string(static_cast<int>(type)) + (quantised ? " i8 " : " f32 ") +
-                                     std::to_string(matrix_rows) + "x" + std::to_string(cols) + " rows " + std::to_string(rows);
+            const std::string name = "type " + std::to_string(static_cast<int>(type)) +
+                                     (quantised ? " i8 " : " f32 ") + std::to_string(matrix_rows) + "x" +
+                                     std::to_string(cols) + " rows " + std::to_string(rows);
             check_against_double(m, in, c, plain, quantised, name + " plain");
             for (const Kernels* k : supported_kernels()) {
                 for (const int64_t splits : {1, 3})
-                    check(same_bits(multiply(*k, w, in, c, quantised, splits), plain), name + " " + k->name + " is not plain's");
+                    check(same_bits(multiply(*k, w, in, c, quantised, splits), plain),
+                          name + " " + k->name + " is not plain's");
                 Case alone = c;  // the last row by itself
                 alone.rows = 1;
                 alone.epilogue = c.epilogue;
@@ -224,7 +234,8 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
                 last.x.erase(last.x.begin(), last.x.begin() + (rows - 1) * c.ldx);
                 last.residual.erase(last.residual.begin(), last.residual.begin() + (rows - 1) * c.ldy);
                 const Product y = multiply(*k, w, last, alone, quantised, 1);
-                check(std::memcmp(y.data() + 1, plain.data() + 1 + (rows - 1) * c.ldy, static_cast<size_t>(matrix_rows) * 4) == 0,
+                check(std::memcmp(y.data() + 1, plain.data() + 1 + (rows - 1) * c.ldy,
+                                  static_cast<size_t>(matrix_rows) * 4) == 0,
                       name + " " + k->name + ": a row alone differs");
             }
         }
@@ -238,8 +249,10 @@ void test_unpack_row(DType type) {
             std::vector<float> got(96);
             k->unpack_row(w.matrix, row, got.data());
             for (int64_t i = 0; i < 96; ++i)
-                check(got[static_cast<size_t>(i)] == static_cast<float>(m.values[static_cast<size_t>(row * 96 + i)]),
-                      std::string("unpack_row ") + k->name + " type " + std::to_string(static_cast<int>(type)));
+                check(
+                    got[static_cast<size_t>(i)] ==
+                        static_cast<float>(m.values[static_cast<size_t>(row * 96 + i)]),
+                    std::string("unpack_row ") + k->name + " type " + std::to_string(static_cast<int>(type)));
         }
 }
 

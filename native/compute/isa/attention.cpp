@@ -23,7 +23,9 @@ TREADLE_INLINE float exp_one(float x) {
     return t[0];
 }
 
-struct Range { int64_t first, end; };
+struct Range {
+    int64_t first, end;
+};
 
 // Everything attend() needs for one list of query rows.
 struct Work {
@@ -103,8 +105,8 @@ __attribute__((noinline)) void score_tile(const float* q, int64_t depth, const C
 
 // o[R, stride] += weights [R, kMaxPage] @ V vectors of values over `depth` positions.
 template <int R, int V, class Columns>
-__attribute__((noinline)) void value_tile(const float* weights, int64_t depth, const Columns& values, float* o,
-                                          int64_t stride) {
+__attribute__((noinline)) void value_tile(const float* weights, int64_t depth, const Columns& values,
+                                          float* o, int64_t stride) {
     F acc[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -141,7 +143,8 @@ TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, Range r
     if (w.a.softcap > 0.0f) s = mul(set1(w.a.softcap), vtanh(div(s, set1(w.a.softcap))));
     const F lane = add(load(kIota), set1(static_cast<float>(offset)));
     if (w.a.slopes != nullptr)
-        s = fma(set1(w.a.slopes[w.head(row)]), add(lane, set1(static_cast<float>(base - w.position(row)))), s);
+        s = fma(set1(w.a.slopes[w.head(row)]), add(lane, set1(static_cast<float>(base - w.position(row)))),
+                s);
     s = select(less(lane, set1(static_cast<float>(range.end))), s, set1(kNegativeInfinity));
     return select(less(lane, set1(static_cast<float>(range.first))), set1(kNegativeInfinity), s);
 }
@@ -186,17 +189,21 @@ TREADLE_INLINE void soften_row(const Work& w, int64_t row, int64_t base, Range r
         for (int64_t i = 16 * first; i < 16 * end; i += kLanes)
             store(scores + i, adjust_scores(w, row, base, range, i, load(scores + i)));
     switch (end - first) {
-        case 1: return soften<1>(w, row, scores + 16 * first);
-        case 2: return soften<2>(w, row, scores + 16 * first);
-        case 3: return soften<3>(w, row, scores + 16 * first);
-        default: return soften<4>(w, row, scores + 16 * first);
+        case 1:
+            return soften<1>(w, row, scores + 16 * first);
+        case 2:
+            return soften<2>(w, row, scores + 16 * first);
+        case 3:
+            return soften<3>(w, row, scores + 16 * first);
+        default:
+            return soften<4>(w, row, scores + 16 * first);
     }
 }
 
 // Weighted values of R rows over positions [first, end).
 template <int R, class Columns>
-TREADLE_INLINE void add_values(const Work& w, int64_t row, const float* weights, const Columns& values, int64_t first,
-                               int64_t end) {
+TREADLE_INLINE void add_values(const Work& w, int64_t row, const float* weights, const Columns& values,
+                               int64_t first, int64_t end) {
     if (first >= end) return;
     float* o = w.running + row * w.stride;
     constexpr int kWide = kFloatVectors * kLanes;
@@ -215,7 +222,8 @@ TREADLE_INLINE void add_values(const Work& w, int64_t row, const float* weights,
 
 // R consecutive rows against one page.
 template <int R, class Columns>
-__attribute__((noinline)) void page_rows(const Work& w, int64_t row, int64_t base, const PageColumns<Columns>& page) {
+__attribute__((noinline)) void page_rows(const Work& w, int64_t row, int64_t base,
+                                         const PageColumns<Columns>& page) {
     Range ranges[R], shared{0, kMaxPage};
     int64_t furthest = 0;
     for (int r = 0; r < R; ++r) {
@@ -285,7 +293,8 @@ void run_split(const Work& w, int64_t split) {
     const KvLayout& kv = w.a.kv;
     const int64_t page_bytes = kv.page_len * kv.heads * (kv.key_dim + kv.value_dim) * sizeof(*Element{});
     const int64_t head_elements = kv.page_len * (kv.key_dim + kv.value_dim);
-    const bool widen = kv.value_dim % 16 != 0 || (w.rows > 2 * kFloatRows && sizeof(*Element{}) < sizeof(float));
+    const bool widen =
+        kv.value_dim % 16 != 0 || (w.rows > 2 * kFloatRows && sizeof(*Element{}) < sizeof(float));
     clear(w, w.running);
     for (int64_t i = 0; i < w.rows * 16; ++i) w.sums[i] = 0.0f;
     const int64_t last = (w.rows - 1) / w.group;
@@ -293,10 +302,12 @@ void run_split(const Work& w, int64_t split) {
     if (w.a.left != kUnbounded) first_seen = most(0, w.r.position - w.a.left);
     if (w.a.right != kUnbounded) end_seen = least(end_seen, w.r.position + last + w.a.right + 1);
     const int64_t end = least((split + 1) * kSplit, end_seen);
-    for (int64_t base = most(split * kSplit, first_seen / kv.page_len * kv.page_len); base < end; base += kv.page_len) {
+    for (int64_t base = most(split * kSplit, first_seen / kv.page_len * kv.page_len); base < end;
+         base += kv.page_len) {
         const std::byte* bytes = w.r.arena + w.r.pages[base / kv.page_len] * page_bytes;
         const Element data = reinterpret_cast<Element>(bytes) + w.kv_head * head_elements;
-        const PageColumns<Columns> page{{data, 16, kv.key_dim * 16}, {data + kv.page_len * kv.key_dim, kv.value_dim, 16}};
+        const PageColumns<Columns> page{{data, 16, kv.key_dim * 16},
+                                        {data + kv.page_len * kv.key_dim, kv.value_dim, 16}};
         if (widen) all_rows(w, base, widen_page(w, page, least(kv.page_len, end_seen - base)));
         else all_rows(w, base, page);
     }
@@ -306,10 +317,14 @@ void run_split(const Work& w, int64_t split) {
 
 void run_split_of_type(const Work& w, int64_t split) {
     switch (w.a.kv.type) {
-        case DType::f32: return run_split<ColumnsF32>(w, split);
-        case DType::f16: return run_split<ColumnsF16>(w, split);
-        case DType::bf16: return run_split<ColumnsBf16>(w, split);
-        default: __builtin_trap();
+        case DType::f32:
+            return run_split<ColumnsF32>(w, split);
+        case DType::f16:
+            return run_split<ColumnsF16>(w, split);
+        case DType::bf16:
+            return run_split<ColumnsBf16>(w, split);
+        default:
+            __builtin_trap();
     }
 }
 
@@ -352,7 +367,8 @@ void attend(const Attention& a, const AttendRows& r, int64_t kv_head, std::byte*
     const SplitRange splits = attend_splits(a, r);
     for (int64_t split = splits.first; split < splits.last; ++split) {
         run_split_of_type(w, split);
-        for (int64_t row = 0; row < w.rows; ++row) merge(w, w.merged + row * w.stride, w.running + row * w.stride);
+        for (int64_t row = 0; row < w.rows; ++row)
+            merge(w, w.merged + row * w.stride, w.running + row * w.stride);
     }
     for (int64_t row = 0; row < w.rows; ++row) write_row(w, row, w.merged + row * w.stride);
 }
@@ -363,10 +379,12 @@ void attend_part(const Attention& a, const AttendRows& r, int64_t kv_head, int64
     load_queries(w);
     run_split_of_type(w, split);
     const int64_t floats = w.rows * w.stride;
-    copy_bytes(parts + (split - attend_splits(a, r).first) * floats, w.running, floats * static_cast<int64_t>(sizeof(float)));
+    copy_bytes(parts + (split - attend_splits(a, r).first) * floats, w.running,
+               floats * static_cast<int64_t>(sizeof(float)));
 }
 
-void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts, std::byte* scratch) {
+void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts,
+                  std::byte* scratch) {
     const Work w(a, r, kv_head, scratch);
     clear(w, w.merged);
     const SplitRange splits = attend_splits(a, r);
@@ -381,14 +399,17 @@ void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int
     const int64_t head_elements = kv.page_len * (kv.key_dim + kv.value_dim);
     const auto put = [&](auto* data, auto convert) {
         for (int64_t h = head0; h < head1; ++h) {
-            auto* keys = data + h * head_elements + position_in_page / 16 * 16 * kv.key_dim + position_in_page % 16;
-            auto* values = data + h * head_elements + kv.page_len * kv.key_dim + position_in_page * kv.value_dim;
+            auto* keys =
+                data + h * head_elements + position_in_page / 16 * 16 * kv.key_dim + position_in_page % 16;
+            auto* values =
+                data + h * head_elements + kv.page_len * kv.key_dim + position_in_page * kv.value_dim;
             for (int64_t d = 0; d < kv.key_dim; ++d) keys[d * 16] = convert(k[h * kv.key_dim + d]);
             for (int64_t d = 0; d < kv.value_dim; ++d) values[d] = convert(v[h * kv.value_dim + d]);
         }
     };
     switch (kv.type) {
-        case DType::f32: return put(reinterpret_cast<float*>(page), [](float x) { return x; });
+        case DType::f32:
+            return put(reinterpret_cast<float*>(page), [](float x) { return x; });
         case DType::f16:
             return put(reinterpret_cast<uint16_t*>(page), [](float x) {
                 alignas(64) uint16_t t[kLanes];
@@ -402,7 +423,8 @@ void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int
                 if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(u >> 16 | 0x40u);
                 return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
             });
-        default: __builtin_trap();
+        default:
+            __builtin_trap();
     }
 }
 

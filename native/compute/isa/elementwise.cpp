@@ -52,7 +52,8 @@ TREADLE_INLINE float sum_row(const float* x, int64_t n, float fill, Accumulate a
 }
 
 void rmsnorm(const float* x, const float* gain, float gain_offset, float eps, int64_t cols, float* y) {
-    const float squares = sum_row(x, cols, 0.0f, [](const V16& sum, const V16& v) { return vfma(v, v, sum); });
+    const float squares =
+        sum_row(x, cols, 0.0f, [](const V16& sum, const V16& v) { return vfma(v, v, sum); });
     const V16 inverse = vset1(1.0f / __builtin_sqrtf(squares / static_cast<float>(cols) + eps));
     each_16(cols, [&](int64_t i, int64_t count) {
         V16 v = vmul(take(x + i, count), inverse);
@@ -125,22 +126,38 @@ TREADLE_INLINE void gated(const float* gate, const float* up, int64_t n, float* 
 
 void activate(const float* gate, const float* up, int64_t n, const ActivationParams& params, float* y) {
     switch (params.kind) {
-        case Activation::none: return gated(gate, up, n, y, [](F x) { return x; });
-        case Activation::silu: return gated(gate, up, n, y, [](F x) { return mul(x, sigmoid(x)); });
-        case Activation::gelu: return gated(gate, up, n, y, [](F x) { return gelu(x); });
-        case Activation::gelu_tanh: return gated(gate, up, n, y, [](F x) { return gelu_tanh(x); });
+        case Activation::none:
+            return gated(gate, up, n, y, [](F x) { return x; });
+        case Activation::silu:
+            return gated(gate, up, n, y, [](F x) { return mul(x, sigmoid(x)); });
+        case Activation::gelu:
+            return gated(gate, up, n, y, [](F x) { return gelu(x); });
+        case Activation::gelu_tanh:
+            return gated(gate, up, n, y, [](F x) { return gelu_tanh(x); });
         case Activation::quick_gelu:
             return gated(gate, up, n, y, [](F x) { return mul(x, sigmoid(mul(x, set1(1.702f)))); });
-        case Activation::relu: return gated(gate, up, n, y, [](F x) { return max(x, zero()); });
+        case Activation::relu:
+            return gated(gate, up, n, y, [](F x) { return max(x, zero()); });
         case Activation::relu2:
-            return gated(gate, up, n, y, [](F x) { F p = max(x, zero()); return mul(p, p); });
-        case Activation::sigmoid: return gated(gate, up, n, y, [](F x) { return sigmoid(x); });
-        case Activation::tanh: return gated(gate, up, n, y, [](F x) { return vtanh(x); });
+            return gated(gate, up, n, y, [](F x) {
+                F p = max(x, zero());
+                return mul(p, p);
+            });
+        case Activation::sigmoid:
+            return gated(gate, up, n, y, [](F x) { return sigmoid(x); });
+        case Activation::tanh:
+            return gated(gate, up, n, y, [](F x) { return vtanh(x); });
         case Activation::swiglu_clamped: {
             const F high = set1(params.limit), low = set1(-params.limit), alpha = set1(params.alpha);
-            const auto f = [&](F g) { F x = min(g, high); return mul(x, sigmoid(mul(x, alpha))); };
+            const auto f = [&](F g) {
+                F x = min(g, high);
+                return mul(x, sigmoid(mul(x, alpha)));
+            };
             if (up == nullptr) return map(gate, n, y, f);
-            return map2(gate, up, n, y, [&](F g, F u) { F x = f(g); return fma(x, min(max(u, low), high), x); });
+            return map2(gate, up, n, y, [&](F g, F u) {
+                F x = f(g);
+                return fma(x, min(max(u, low), high), x);
+            });
         }
     }
 }

@@ -40,7 +40,8 @@ struct ColumnsBf16Pairs {
 
 // acc += a[R rows, lda] @ columns over k in [0, depth).
 template <int R, int V, class Columns>
-TREADLE_INLINE void float_tile(const float* a, int64_t lda, const Columns& columns, int64_t depth, F acc[R][V]) {
+TREADLE_INLINE void float_tile(const float* a, int64_t lda, const Columns& columns, int64_t depth,
+                               F acc[R][V]) {
     for (int64_t k = 0; k < depth; ++k) {
         F b[V];
 #pragma GCC unroll 16

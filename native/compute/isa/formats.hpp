@@ -58,7 +58,8 @@ struct PackedStrip {
     PackedStrip(const std::byte* strip, int64_t blocks)
         : lines(strip), sides(strip + blocks * Format::kLayout.line_bytes) {}
 
-    __attribute__((always_inline)) void vectors(int64_t block, int part, int step, B& first, B& second) const {
+    __attribute__((always_inline)) void vectors(int64_t block, int part, int step, B& first,
+                                                B& second) const {
         Format::unpack(lines + block * Format::kLayout.line_bytes, part, step, first, second);
     }
     __attribute__((always_inline)) void scales(int64_t block, int part, F& scale, F& minimum) const {
@@ -75,7 +76,8 @@ struct UnpackedStrip {
     static constexpr int64_t kRecord = 512 + 64 + (Format::kHasMinimum ? 64 : 0);
     std::byte* data;
 
-    __attribute__((always_inline)) void vectors(int64_t block, int part, int step, B& first, B& second) const {
+    __attribute__((always_inline)) void vectors(int64_t block, int part, int step, B& first,
+                                                B& second) const {
         const std::byte* line = data + block * kRecord + 64 * step + 4 * kLanes * part;
         first = bload(line);
         second = bload(line + 256);
@@ -107,7 +109,9 @@ struct UnpackedStrip {
 };
 
 template <class Format>
-inline constexpr int kByteOffset = Format::kOffset == Offset::eight ? 8 : Format::kOffset == Offset::none ? 0 : kSignedBias;
+inline constexpr int kByteOffset = Format::kOffset == Offset::eight  ? 8
+                                   : Format::kOffset == Offset::none ? 0
+                                                                     : kSignedBias;
 template <class Format>
 inline constexpr bool kSignedBytes = Format::kSigned && kSignedBias == 0;
 
@@ -120,7 +124,8 @@ void dequantise_blocks(const PackedStrip<Format>& strip, int64_t first_block, in
             strip.scales(block, part, scale, minimum);
             const auto put = [&](B bytes, int vector) {
                 for (int i = 0; i < 4; ++i) {
-                    F q = to_float(iadd(byte_of<kSignedBytes<Format>>(bytes, i), iset1(-kByteOffset<Format>)));
+                    F q =
+                        to_float(iadd(byte_of<kSignedBytes<Format>>(bytes, i), iset1(-kByteOffset<Format>)));
                     F v;
                     if constexpr (Format::kHasMinimum) v = fma(scale, q, minimum);
                     else v = mul(scale, q);
@@ -154,8 +159,9 @@ void dequantise_row(const PackedStrip<Format>& strip, int64_t lane, int64_t bloc
                 const std::byte raw = bytes[4 * in_part + i];
                 const int q = kSignedBytes<Format> ? static_cast<int8_t>(raw) : static_cast<uint8_t>(raw);
                 const float value = static_cast<float>(q - kByteOffset<Format>);
-                dst[block * kBlock + 4 * index + i] = Format::kHasMinimum
-                    ? __builtin_fmaf(scales[in_part], value, minima[in_part]) : scales[in_part] * value;
+                dst[block * kBlock + 4 * index + i] =
+                    Format::kHasMinimum ? __builtin_fmaf(scales[in_part], value, minima[in_part])
+                                        : scales[in_part] * value;
             }
         };
         for (int step = 0; step < 4; ++step) {

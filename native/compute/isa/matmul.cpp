@@ -30,10 +30,12 @@ TREADLE_INLINE void quantise_block(const float* x, std::byte* record, int64_t he
     starts[height] = -128 * total;
 }
 
-void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols, std::byte* dst) {
+void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
+              std::byte* dst) {
     const int64_t blocks = cols / kBlock;
     for (int64_t r = row0; r < row1; ++r) {
-        const int64_t tile = r / kTileHeight, first = tile * kTileHeight, height = least(kTileHeight, rows - first);
+        const int64_t tile = r / kTileHeight, first = tile * kTileHeight,
+                      height = least(kTileHeight, rows - first);
         std::byte* data = dst + first * blocks * kQuantRowBytes;
         for (int64_t b = 0; b < blocks; ++b)
             quantise_block(x + r * ldx + b * kBlock, data + b * height * kQuantRowBytes, height, r - first);
@@ -46,14 +48,18 @@ int64_t matmul_scratch_bytes(int64_t /*cols*/) {
     return kInt8 > kFloat ? kInt8 : kFloat;
 }
 
-void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows, float* y,
-               int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
+void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows,
+               float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
     const DotProduct p{w, xq, rows, w.cols / kBlock, {y, ldy, w.rows, &epilogue}, scratch};
     switch (w.type) {
-        case DType::q4_0: return matmul_format<FormatQ4_0>(p, strip0, strip1);
-        case DType::q4_1: return matmul_format<FormatQ4_1>(p, strip0, strip1);
-        case DType::q8_0: return matmul_format<FormatQ8_0>(p, strip0, strip1);
-        default: __builtin_trap();  // float types have no int8 product; packable() has refused every other
+        case DType::q4_0:
+            return matmul_format<FormatQ4_0>(p, strip0, strip1);
+        case DType::q4_1:
+            return matmul_format<FormatQ4_1>(p, strip0, strip1);
+        case DType::q8_0:
+            return matmul_format<FormatQ8_0>(p, strip0, strip1);
+        default:
+            __builtin_trap();  // float types have no int8 product; packable() has refused every other
     }
 }
 
@@ -64,23 +70,28 @@ void matmul_dequantised(const FloatProduct& p, int64_t strip0, int64_t strip1) {
     });
 }
 
-void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx, int64_t rows,
-                float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
+void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
+                int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
     const bool few = rows <= kFloatRows;  // then one pass over the weights, read as they are
     const int64_t panel = few && is_float(w.type) ? w.cols : kPanelCols;
     const FloatProduct p{w, x, ldx, rows, {y, ldy, w.rows, &epilogue}, scratch, panel};
     switch (w.type) {
-        case DType::f32: return matmul_direct<ColumnsF32>(p, 16, 1, strip0, strip1);
+        case DType::f32:
+            return matmul_direct<ColumnsF32>(p, 16, 1, strip0, strip1);
         case DType::f16:
             if (few) return matmul_direct<ColumnsF16>(p, 16, 1, strip0, strip1);
             return matmul_widened(p, strip0, strip1, widen_f16);
         case DType::bf16:
             if (few) return matmul_direct<ColumnsBf16Pairs>(p, 32, 2, strip0, strip1);
             return matmul_widened(p, strip0, strip1, widen_bf16_pairs);
-        case DType::q4_0: return matmul_dequantised<FormatQ4_0>(p, strip0, strip1);
-        case DType::q4_1: return matmul_dequantised<FormatQ4_1>(p, strip0, strip1);
-        case DType::q8_0: return matmul_dequantised<FormatQ8_0>(p, strip0, strip1);
-        default: __builtin_trap();
+        case DType::q4_0:
+            return matmul_dequantised<FormatQ4_0>(p, strip0, strip1);
+        case DType::q4_1:
+            return matmul_dequantised<FormatQ4_1>(p, strip0, strip1);
+        case DType::q8_0:
+            return matmul_dequantised<FormatQ8_0>(p, strip0, strip1);
+        default:
+            __builtin_trap();
     }
 }
 
@@ -94,7 +105,8 @@ void unpack_row(const PackedMatrix& w, int64_t row, float* dst) {
     const int64_t lane = row % kStripRows, blocks = w.cols / kBlock;
     switch (w.type) {
         case DType::f32:
-            for (int64_t k = 0; k < w.cols; ++k) dst[k] = reinterpret_cast<const float*>(strip)[k * 16 + lane];
+            for (int64_t k = 0; k < w.cols; ++k)
+                dst[k] = reinterpret_cast<const float*>(strip)[k * 16 + lane];
             return;
         case DType::f16:
             for (int64_t k = 0; k < w.cols; ++k) {
@@ -111,10 +123,14 @@ void unpack_row(const PackedMatrix& w, int64_t row, float* dst) {
                 copy_bytes(dst + k, &bits, 4);
             }
             return;
-        case DType::q4_0: return unpack_block_row<FormatQ4_0>(strip, lane, blocks, dst);
-        case DType::q4_1: return unpack_block_row<FormatQ4_1>(strip, lane, blocks, dst);
-        case DType::q8_0: return unpack_block_row<FormatQ8_0>(strip, lane, blocks, dst);
-        default: __builtin_trap();
+        case DType::q4_0:
+            return unpack_block_row<FormatQ4_0>(strip, lane, blocks, dst);
+        case DType::q4_1:
+            return unpack_block_row<FormatQ4_1>(strip, lane, blocks, dst);
+        case DType::q8_0:
+            return unpack_block_row<FormatQ8_0>(strip, lane, blocks, dst);
+        default:
+            __builtin_trap();
     }
 }
 

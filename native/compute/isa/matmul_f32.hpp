@@ -8,8 +8,9 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-inline constexpr int kFloatStrips = kFloatVectors > kParts ? kFloatVectors / kParts : 1;  // strips of one register tile
-inline constexpr int64_t kPanelCols = 128;                                                // a multiple of kBlock
+inline constexpr int kFloatStrips =
+    kFloatVectors > kParts ? kFloatVectors / kParts : 1;  // strips of one register tile
+inline constexpr int64_t kPanelCols = 128;                // a multiple of kBlock
 inline constexpr int64_t kWidenedBytes = kFloatStrips * kPanelCols * kStripRows * 4;
 
 struct FloatProduct {
@@ -31,8 +32,8 @@ __attribute__((noinline)) void float_rows(const float* x, int64_t ldx, const Col
 }
 
 template <int R, int V, class Columns>
-TREADLE_INLINE void float_rows_of(int64_t count, const float* x, int64_t ldx, const Columns& columns, int64_t depth,
-                                  const PanelEnds& ends) {
+TREADLE_INLINE void float_rows_of(int64_t count, const float* x, int64_t ldx, const Columns& columns,
+                                  int64_t depth, const PanelEnds& ends) {
     if constexpr (R > 0) {
         if (count == R) float_rows<R, V>(x, ldx, columns, depth, ends);
         else float_rows_of<R - 1, V>(count, x, ldx, columns, depth, ends);
@@ -41,19 +42,20 @@ TREADLE_INLINE void float_rows_of(int64_t count, const float* x, int64_t ldx, co
 
 // Rows [row0, row1) against one panel, whose first column is k and whose columns start at `columns`.
 template <int V, class Columns>
-TREADLE_INLINE void float_panel(const FloatProduct& p, const Columns& columns, int64_t k, int64_t depth, int64_t row0,
-                                int64_t row1, PanelEnds ends) {
+TREADLE_INLINE void float_panel(const FloatProduct& p, const Columns& columns, int64_t k, int64_t depth,
+                                int64_t row0, int64_t row1, PanelEnds ends) {
     for (int64_t row = row0; row < row1; row += kFloatRows) {
         ends.row = row;
         ends.stash_row = row - row0;
-        float_rows_of<kFloatRows, V>(least(kFloatRows, row1 - row), p.x + row * p.ldx + k, p.ldx, columns, depth, ends);
+        float_rows_of<kFloatRows, V>(least(kFloatRows, row1 - row), p.x + row * p.ldx + k, p.ldx, columns,
+                                     depth, ends);
     }
 }
 
 // All rows against `count` strips of V vectors; panel_of(strip, count, k, depth) yields the columns of a panel.
 template <int V, class PanelOf>
-TREADLE_INLINE void float_strips(const FloatProduct& p, int64_t strip, int64_t count, int64_t row0, int64_t row1,
-                                 PanelOf panel_of) {
+TREADLE_INLINE void float_strips(const FloatProduct& p, int64_t strip, int64_t count, int64_t row0,
+                                 int64_t row1, PanelOf panel_of) {
     float* stash = reinterpret_cast<float*>(p.scratch + kWidenedBytes);
     for (int64_t k = 0; k < p.w.cols; k += p.panel) {
         const int64_t depth = least(p.panel, p.w.cols - k);
@@ -105,7 +107,8 @@ TREADLE_INLINE void widen_bf16_pairs(const std::byte* strip, int64_t k, int64_t 
     for (int64_t i = 0; i < depth; ++i)
         for (int part = 0; part < kParts; ++part) {
             const uint16_t* pair = halves(strip) + (k + i) / 2 * 32 + part * kLanes * 2;
-            store(dst + i * 16 + part * kLanes, (k + i) % 2 == 0 ? load_bf16_even(pair) : load_bf16_odd(pair));
+            store(dst + i * 16 + part * kLanes,
+                  (k + i) % 2 == 0 ? load_bf16_even(pair) : load_bf16_odd(pair));
         }
 }
 

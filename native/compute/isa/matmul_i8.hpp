@@ -7,7 +7,8 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-inline constexpr int kDotStrips = kDotVectors > kParts ? kDotVectors / kParts : 1;  // strips of one register tile
+inline constexpr int kDotStrips =
+    kDotVectors > kParts ? kDotVectors / kParts : 1;  // strips of one register tile
 static_assert(kDotVectors % kParts == 0 || kParts == 1, "a register tile holds whole strips");
 inline constexpr int64_t kPanelBlocks = 20;
 inline constexpr int64_t kUnpackedBytes = kDotStrips * kPanelBlocks * (512 + 128);
@@ -18,7 +19,8 @@ struct QuantTile {
     int64_t height;
 };
 
-TREADLE_INLINE QuantTile quant_tile(const std::byte* xq, int64_t rows, int64_t blocks, int64_t first_row, int64_t block) {
+TREADLE_INLINE QuantTile quant_tile(const std::byte* xq, int64_t rows, int64_t blocks, int64_t first_row,
+                                    int64_t block) {
     const int64_t height = least(kTileHeight, rows - first_row);
     return {xq + (first_row * blocks + block * height) * kQuantRowBytes, height};
 }
@@ -33,7 +35,8 @@ TREADLE_INLINE I start(const int32_t* by_eight, const int32_t* by_bias) {
 // Integer dots of rows [0, T) with all vectors of one block. The chains lie side by side to hide a dot's latency, and
 // each broadcast of four activations serves every vector.
 template <int T, class Strip>
-TREADLE_INLINE void dot_block(const Strip* strips, int64_t block, const std::byte* quants, I d[T][kDotVectors]) {
+TREADLE_INLINE void dot_block(const Strip* strips, int64_t block, const std::byte* quants,
+                              I d[T][kDotVectors]) {
     constexpr bool kSigned = kSignedBytes<typename Strip::Type>;
 #pragma GCC unroll 4
     for (int step = 0; step < 4; ++step) {
@@ -87,8 +90,8 @@ __attribute__((noinline)) void dot_tile(const Strip* strips, int64_t blocks, con
 }
 
 template <int T, class Strip>
-TREADLE_INLINE void dot_tile_of(int64_t count, const Strip* strips, int64_t blocks, const QuantTile& x, int64_t row,
-                                const PanelEnds& ends) {
+TREADLE_INLINE void dot_tile_of(int64_t count, const Strip* strips, int64_t blocks, const QuantTile& x,
+                                int64_t row, const PanelEnds& ends) {
     if constexpr (T > 0) {
         if (count == T) dot_tile<T>(strips, blocks, x, row, ends);
         else dot_tile_of<T - 1>(count, strips, blocks, x, row, ends);
@@ -119,11 +122,13 @@ struct DotProduct {
 
 // One group of strips against rows [row0, row1), panel by panel, unpacked into scratch.
 template <class Format>
-void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, int64_t row0, int64_t row1) {
+void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, int64_t row0,
+               int64_t row1) {
     const int64_t panel = panel_units(p.blocks, kPanelBlocks);
     float* stash = reinterpret_cast<float*>(p.scratch + kUnpackedBytes);
     UnpackedStrip<Format> strips[kDotStrips];
-    for (int i = 0; i < kDotStrips; ++i) strips[i].data = p.scratch + i * kPanelBlocks * UnpackedStrip<Format>::kRecord;
+    for (int i = 0; i < kDotStrips; ++i)
+        strips[i].data = p.scratch + i * kPanelBlocks * UnpackedStrip<Format>::kRecord;
     for (int64_t block = 0; block < p.blocks; block += panel) {
         const int64_t count = least(panel, p.blocks - block);
         for (int i = 0; i < kDotStrips; ++i) strips[i].unpack_blocks(packed[i], block, count);
@@ -139,11 +144,15 @@ void matmul_format(DotProduct p, int64_t strip0, int64_t strip1) {
     const int64_t step = chunk_rows(p.blocks * kQuantRowBytes, kTileHeight);
     for (int64_t row0 = 0; row0 < p.rows; row0 += step)
         for (int64_t s = strip0; s < strip1; s += kDotStrips) {
-            PackedStrip<Format> packed[kDotStrips];  // past the last strip: that one again, its results dropped
+            PackedStrip<Format>
+                packed[kDotStrips];  // past the last strip: that one again, its results dropped
             for (int i = 0; i < kDotStrips; ++i)
-                packed[i] = PackedStrip<Format>(p.w.data + least(s + i, strip1 - 1) * p.w.strip_bytes, p.blocks);
+                packed[i] =
+                    PackedStrip<Format>(p.w.data + least(s + i, strip1 - 1) * p.w.strip_bytes, p.blocks);
             if (p.rows > kDotRows) dot_chunk(p, packed, s * kStripRows, row0, least(row0 + step, p.rows));
-            else whole_tile(packed, p.blocks, QuantTile{p.xq, p.rows}, {nullptr, true, true, 0, 0, s * kStripRows, &p.out});
+            else
+                whole_tile(packed, p.blocks, QuantTile{p.xq, p.rows},
+                           {nullptr, true, true, 0, 0, s * kStripRows, &p.out});
         }
 }
 

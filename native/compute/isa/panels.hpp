@@ -7,8 +7,9 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-inline constexpr int64_t kChunkRows = 192;             // most rows of a chunk
-inline constexpr int64_t kChunkBytes = 448 << 10;      // most bytes of their activations: they stay in the second cache
+inline constexpr int64_t kChunkRows = 192;  // most rows of a chunk
+inline constexpr int64_t kChunkBytes =
+    448 << 10;  // most bytes of their activations: they stay in the second cache
 
 // Where the accumulators of `R` rows by `V` vectors come from and go to.
 struct PanelEnds {
@@ -54,7 +55,8 @@ TREADLE_INLINE void end_panel(const PanelEnds& ends, const F acc[R][V]) {
     float* to = ends.stash + ends.stash_row * V * kLanes;
     int64_t stride = V * kLanes;
     if (ends.last) {
-        if (ends.col + V * kLanes > ends.out->cols || !is_plain(*ends.out->epilogue)) return write_rows<R, V>(ends, acc);
+        if (ends.col + V * kLanes > ends.out->cols || !is_plain(*ends.out->epilogue))
+            return write_rows<R, V>(ends, acc);
         to = ends.out->y + ends.row * ends.out->ldy + ends.col;
         stride = ends.out->ldy;
     }

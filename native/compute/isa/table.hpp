@@ -6,12 +6,13 @@
 namespace treadle::compute::TREADLE_ISA_NS {
 
 int64_t quant_bytes(int64_t rows, int64_t cols);
-void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols, std::byte* dst);
+void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
+              std::byte* dst);
 int64_t matmul_scratch_bytes(int64_t cols);
-void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows, float* y,
-               int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
-void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx, int64_t rows,
-                float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows,
+               float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
+                int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
 void unpack_row(const PackedMatrix& w, int64_t row, float* dst);
 
 void rmsnorm(const float* x, const float* gain, float gain_offset, float eps, int64_t cols, float* y);
@@ -27,7 +28,8 @@ void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int
 void attend(const Attention& a, const AttendRows& r, int64_t kv_head, std::byte* scratch);
 void attend_part(const Attention& a, const AttendRows& r, int64_t kv_head, int64_t split, float* parts,
                  std::byte* scratch);
-void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts, std::byte* scratch);
+void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts,
+                  std::byte* scratch);
 
 int64_t probe_dot(int64_t rounds, int32_t* sink);
 void probe_read(const std::byte* data, int64_t bytes, int32_t* sink);

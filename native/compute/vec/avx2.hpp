@@ -8,9 +8,9 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 8;
 inline constexpr int kSignedBias = 0;  // signed weights stay signed
-inline constexpr int kDotRows = 2;       // the int8 tile: rows and vectors of columns
+inline constexpr int kDotRows = 2;     // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 2;
-inline constexpr int kFloatRows = 6;     // the f32 tile
+inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 2;
 
 using F = __m256;

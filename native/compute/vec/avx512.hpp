@@ -15,7 +15,7 @@ inline constexpr int kLanes = 16;
 inline constexpr int kSignedBias = 128;  // signed weights are kept as w + 128, unsigned
 inline constexpr int kDotRows = 6;       // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 2;
-inline constexpr int kFloatRows = 6;     // the f32 tile
+inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 4;
 
 using F = __m512;

@@ -8,9 +8,9 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 4;
 inline constexpr int kSignedBias = 0;
-inline constexpr int kDotRows = 3;       // the int8 tile: rows and vectors of columns
+inline constexpr int kDotRows = 3;  // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 4;
-inline constexpr int kFloatRows = 6;     // the f32 tile
+inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 4;
 
 using F = float32x4_t;
@@ -71,9 +71,7 @@ TREADLE_INLINE void store_i8(int8_t* p, I a) {
 TREADLE_INLINE B bload(const std::byte* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
 TREADLE_INLINE void bstore(std::byte* p, B a) { vst1q_s8(reinterpret_cast<int8_t*>(p), a); }
 TREADLE_INLINE B low_nibbles(B a) { return vandq_s8(a, vdupq_n_s8(15)); }
-TREADLE_INLINE B high_nibbles(B a) {
-    return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(a), 4));
-}
+TREADLE_INLINE B high_nibbles(B a) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(a), 4)); }
 TREADLE_INLINE B from_signed(B a) { return a; }
 template <bool Signed>
 TREADLE_INLINE I byte_of(B a, int i) {

@@ -7,19 +7,27 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 16;
 inline constexpr int kSignedBias = 0;
-inline constexpr int kDotRows = 1;       // the int8 tile: rows and vectors of columns
+inline constexpr int kDotRows = 1;  // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 1;
-inline constexpr int kFloatRows = 1;     // the f32 tile
+inline constexpr int kFloatRows = 1;  // the f32 tile
 inline constexpr int kFloatVectors = 1;
 
-struct F { float v[kLanes]; };
-struct I { int32_t v[kLanes]; };
-struct B { int8_t v[4 * kLanes]; };
-struct M { bool v[kLanes]; };
+struct F {
+    float v[kLanes];
+};
+struct I {
+    int32_t v[kLanes];
+};
+struct B {
+    int8_t v[4 * kLanes];
+};
+struct M {
+    bool v[kLanes];
+};
 
-#define TREADLE_EACH(Type, expression)                        \
-    Type r;                                                   \
-    for (int i = 0; i < kLanes; ++i) r.v[i] = (expression);   \
+#define TREADLE_EACH(Type, expression)                      \
+    Type r;                                                 \
+    for (int i = 0; i < kLanes; ++i) r.v[i] = (expression); \
     return r
 
 TREADLE_INLINE float bits_to_float(uint32_t u) {
@@ -71,8 +79,12 @@ TREADLE_INLINE uint16_t float_to_f16(float f) {  // nearest, ties to even
 }
 TREADLE_INLINE F load_f16(const uint16_t* p) { TREADLE_EACH(F, f16_to_float(p[i])); }
 TREADLE_INLINE F load_bf16(const uint16_t* p) { TREADLE_EACH(F, bits_to_float(uint32_t{p[i]} << 16)); }
-TREADLE_INLINE F load_bf16_even(const uint16_t* p) { TREADLE_EACH(F, bits_to_float(uint32_t{p[2 * i]} << 16)); }
-TREADLE_INLINE F load_bf16_odd(const uint16_t* p) { TREADLE_EACH(F, bits_to_float(uint32_t{p[2 * i + 1]} << 16)); }
+TREADLE_INLINE F load_bf16_even(const uint16_t* p) {
+    TREADLE_EACH(F, bits_to_float(uint32_t{p[2 * i]} << 16));
+}
+TREADLE_INLINE F load_bf16_odd(const uint16_t* p) {
+    TREADLE_EACH(F, bits_to_float(uint32_t{p[2 * i + 1]} << 16));
+}
 TREADLE_INLINE void store_f16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
 }

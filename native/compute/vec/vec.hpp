@@ -24,8 +24,8 @@ struct V16 {
     F part[kParts];
 };
 
-#define TREADLE_PARTS(expression)                       \
-    V16 r;                                              \
+#define TREADLE_PARTS(expression)                              \
+    V16 r;                                                     \
     for (int i = 0; i < kParts; ++i) r.part[i] = (expression); \
     return r
 
