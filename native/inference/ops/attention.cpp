@@ -125,9 +125,9 @@ class AttentionOp final : public Op {
         expect(static_cast<QKNorm>(p.qk_norm) != QKNorm::rms_whole,
                "attention: q/k norm over the whole projection is not supported by this backend");
         attention_.kv = {type, p.num_kv_heads, p.head_dim, p.v_head_dim, state_.page_tokens};
-        expect(state_.page_tokens % 16 == 0 && state_.page_tokens >= 16 && state_.page_tokens <= 64,
+        expect(state_.page_tokens == 16 || state_.page_tokens == 32 || state_.page_tokens == 64,
                "attention: KV pages of " + std::to_string(state_.page_tokens) +
-                   " tokens; this backend takes 16, 32, 48, 64");
+                   " tokens; this backend takes 16, 32, 64");
         expect(state_.page_bytes == compute::kv_page_bytes(attention_.kv),
                "attention: the state's size does not match");
         attention_.heads = p.num_heads;
