@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
@@ -61,18 +63,20 @@ def gguf_name(key: str) -> str:
     return f"{GGUF_NAMES[stem]}.{suffix}"
 
 
-def with_int8_inputs(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with the input of every matrix rounded as fast numerics does it: int8, symmetric, a scale per 32."""
+@contextmanager
+def int8_inputs(model: PreTrainedModel) -> Iterator[None]:
+    """The input of every matrix is rounded as fast numerics does it: int8, symmetric, a scale per 32."""
 
     def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         blocks = inputs[0].reshape(-1, 32)
         scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / 127
         return ((torch.round(blocks / scale) * scale).reshape(inputs[0].shape),)
 
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(rounded)
-    return model
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    handles = [module.register_forward_pre_hook(rounded) for module in linears]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 def noise(found: np.ndarray, expected: np.ndarray) -> float:

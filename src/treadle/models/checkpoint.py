@@ -69,7 +69,9 @@ def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
 
 def _open_directory(path: Path) -> Checkpoint:
     family, config = read_config(path / CONFIG_NAME)
-    return _checkpoint(path, SafetensorsFile.open(path), family, config)
+    architecture = family.architecture(config)
+    tensors = SafetensorsFile.open(path)
+    return Checkpoint(path, tensors, config, architecture, CheckpointWeights(tensors, path.name))
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -77,11 +79,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     try:
         family = family_of_gguf(tensors.architecture, path.name)
         config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
-        return _checkpoint(path, tensors, family, config)
+        return Checkpoint(path, tensors, config, family.architecture(config), CheckpointWeights(tensors, path.name))
     except BaseException:
         tensors.close()
         raise
-
-
-def _checkpoint(path: Path, tensors: TensorSource, family: Family, config: Config) -> Checkpoint:
-    return Checkpoint(path, tensors, config, family.architecture(config), CheckpointWeights(tensors, path.name))
