@@ -74,6 +74,15 @@ def test_run_reads_the_prompt_from_stdin(model, answer):
     assert "prompt is empty" in failure("run", model, "-", input=" \n")
 
 
+def test_a_prompt_that_is_not_utf8_is_refused(model):
+    assert "not UTF-8" in failure("run", model, b"caf\xe9".decode(errors="surrogateescape"))
+    refused = subprocess.run([TREADLE, "run", model, "-"], input=b"caf\xe9", capture_output=True, check=False)
+    assert refused.returncode == 1
+    assert b"not UTF-8" in refused.stderr
+    spoken = subprocess.run([TREADLE, "chat", model], input=b"caf\xe9\n/exit\n", capture_output=True, check=False)
+    assert (spoken.returncode, spoken.stdout, spoken.stderr) == (0, b"", b"[that line is not UTF-8]\n")
+
+
 def test_options_may_stand_before_the_prompt(model, answer):
     result = treadle("run", "-q", model, "--temperature", 0, "--max-tokens", 12, PROMPT)
     assert result.stdout == answer.outputs[0].text + "\n"

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.cli.command import TREADLE, failure, treadle
@@ -82,6 +83,14 @@ def test_a_closed_pipe_is_no_traceback():
     os.close(write)
     assert result.returncode == 141
     assert result.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_a_full_disk_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run([TREADLE, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "treadle: [Errno 28] No space left on device\n"
 
 
 def test_a_missing_model_is_one_line_with_the_next_step(tmp_path):

@@ -47,6 +47,9 @@ def converse(llm: "LLM", params: "SamplingParams", opening: list[Message]) -> No
             continue
         except EOFError:
             return
+        except UnicodeError:
+            print("[that line is not UTF-8]", file=sys.stderr)
+            continue
         if line == "/exit":
             return
         if line == "/reset":
@@ -66,10 +69,10 @@ def line_reader() -> Callable[[], str]:
         return lambda: session.prompt("> ").strip()
 
     def read_plain() -> str:
-        line = sys.stdin.readline()
+        line = sys.stdin.buffer.readline()
         if not line:
             raise EOFError
-        return line.strip()
+        return line.decode().strip()
 
     return read_plain
 

@@ -7,6 +7,7 @@ Nothing heavy is imported here: the help must appear at once.
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 is no reason to stop
     try:
         code = dispatch(arguments)
         sys.stdout.flush()
@@ -48,9 +51,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return interrupted()
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
         return 141
+    except OSError as error:  # a full disk, a file that may not be read: the machine's trouble, not a defect
+        abandon_stdout()
+        print(f"treadle: {error}", file=sys.stderr)
+        return 1
+
+
+def abandon_stdout() -> None:
+    """The interpreter flushes stdout once more at exit: gives that somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def dispatch(arguments: list[str]) -> int:

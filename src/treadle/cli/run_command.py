@@ -54,13 +54,14 @@ def answer(llm: "LLM", prompt: str, params: "SamplingParams", options: argparse.
 
 
 def read_prompt(given: str | None) -> str:
-    """The prompt from the command line or stdin. Raises InvalidRequest if there is none."""
-    if given is not None and given != "-":
-        prompt = given
-    elif given is None and sys.stdin.isatty():
+    """The prompt from the command line or stdin. Raises InvalidRequest if there is none, or none in UTF-8."""
+    if given is None and sys.stdin.isatty():
         raise InvalidRequest("no prompt: give one as an argument or on stdin")
-    else:
-        prompt = sys.stdin.read().strip()
+    try:
+        prompt = sys.stdin.read().strip() if given in (None, "-") else str(given)
+        prompt.encode()  # bytes of the command line that are not UTF-8 arrive as lone surrogates
+    except UnicodeError:
+        raise InvalidRequest("the prompt is not UTF-8") from None
     if not prompt:
         raise InvalidRequest("the prompt is empty")
     return prompt
