@@ -126,6 +126,23 @@ class PagedMachine(RuleBasedStateMachine):
         assert kept == (0 if restarts else length)
         self.model[slot] = self.model[slot][:kept]
 
+    @precondition(lambda self: 0 < len(self.model) < SLOTS)
+    @rule(target=slots, data=st.data())
+    def fork_and_diverge(self, data):
+        """A clone goes back into what it shares and takes another way; whichever writes first copies the page."""
+        source = data.draw(st.sampled_from(sorted(self.model)))
+        try:
+            copy = self.pool.clone(source)
+        except StateExhausted:
+            return multiple()
+        self.model[copy] = list(self.model[source])
+        back = data.draw(st.sampled_from([source, copy]))
+        self.truncate(back, data.draw(st.floats(0, 1)))
+        for slot in data.draw(st.permutations([source, copy])):
+            self.append(slot, data.draw(st.integers(1, 5)))
+            self.content_is_right()
+        return copy
+
     @rule(slot=slots)
     def reset_and_reuse(self, slot):
         if slot not in self.model:
