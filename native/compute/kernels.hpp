@@ -114,7 +114,7 @@ int64_t attend_scratch_bytes(const Attention& a);  // of one thread
 int64_t attend_part_floats(const Attention& a);    // of one (query row, kv head, split)
 struct SplitRange {
     int64_t first, last;
-};                                                                  // splits [first, last)
+};  // splits [first, last)
 SplitRange attend_splits(const Attention& a, const AttendRows& r);  // that any of the rows can see
 
 // ---------------------------------------------------------------------------------------------------------------

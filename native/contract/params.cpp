@@ -30,8 +30,6 @@ constexpr ParamLayout kLayouts[] = {TREADLE_PARAMS_V1(TREADLE_ROW)};
 
 }  // namespace
 
-std::span<const ParamLayout> param_layouts() {
-    return kLayouts;
-}
+std::span<const ParamLayout> param_layouts() { return kLayouts; }
 
 }  // namespace treadle::contract
