@@ -73,10 +73,16 @@ struct PageColumns {
 };
 
 void load_queries(const Work& w) {
-    for (int64_t row = 0; row < w.rows; ++row) {
-        w.positions[row] = static_cast<int32_t>(w.r.position + row / w.group);
-        const float* q = w.r.q + row / w.group * w.r.ldq + w.head(row) * w.a.kv.key_dim;
-        for (int64_t d = 0; d < w.a.kv.key_dim; ++d) w.queries[row * w.a.kv.key_dim + d] = q[d] * w.a.scale;
+    const int64_t width = w.group * w.a.kv.key_dim;  // a row's heads of the group lie side by side
+    const F factor = set1(w.a.scale);
+    for (int64_t r = 0; r < w.r.rows; ++r) {
+        const float* q = w.r.q + r * w.r.ldq + w.kv_head * width;
+        float* to = w.queries + r * width;
+        int64_t i = 0;
+        for (; i + kLanes <= width; i += kLanes) store(to + i, mul(load(q + i), factor));
+        for (; i < width; ++i) to[i] = q[i] * w.a.scale;
+        for (int64_t h = 0; h < w.group; ++h)
+            w.positions[r * w.group + h] = static_cast<int32_t>(w.r.position + r);
     }
 }
 
@@ -149,55 +155,54 @@ TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, Range r
     return select(less(lane, set1(static_cast<float>(range.first))), set1(kNegativeInfinity), s);
 }
 
-// Raises a row's maximum to at least `now` and rescales what it has accumulated; the new maximum.
-TREADLE_INLINE float raise_maximum(const Work& w, int64_t row, float now) {
-    float* result = w.running + row * w.stride;
-    const float before = result[w.width];
-    if (!(now > before)) return before;
-    result[w.width] = now;
-    const V16 factor = vset1(exp_one(before - now));
-    vstore(w.sums + row * 16, vmul(vload(w.sums + row * 16), factor));
-    for (int64_t i = 0; i < w.width; i += 16) vstore(result + i, vmul(vload(result + i), factor));
-    return now;
+// Largest of a row's scores in the groups of 16 that hold a visible position; masks them first where needed.
+TREADLE_INLINE float largest_score(const Work& w, int64_t row, int64_t base, Range range, float* scores) {
+    const int64_t first = range.first / 16 * 16, end = (range.end + 15) / 16 * 16;
+    if (range.first % 16 != 0 || range.end % 16 != 0 || w.a.softcap > 0.0f || w.a.slopes != nullptr)
+        for (int64_t i = first; i < end; i += kLanes)
+            store(scores + i, adjust_scores(w, row, base, range, i, load(scores + i)));
+    V16 largest = vload(scores + first);
+    for (int64_t i = first + 16; i < end; i += 16) largest = vmax(vload(scores + i), largest);
+    return reduce_max(largest);
 }
 
-// Turns `Groups` times 16 scores into weights e^(s - m), their sum into the row's sums.
-template <int Groups>
-TREADLE_INLINE void soften(const Work& w, int64_t row, float* scores) {
-    V16 s[Groups];
-#pragma GCC unroll 4
-    for (int g = 0; g < Groups; ++g) s[g] = vload(scores + 16 * g);
-    V16 largest = s[0];
-#pragma GCC unroll 4
-    for (int g = 1; g < Groups; ++g) largest = vmax(s[g], largest);
-    const F m = set1(raise_maximum(w, row, reduce_max(largest)));
-    V16 sum = vload(w.sums + row * 16);
-#pragma GCC unroll 4
-    for (int g = 0; g < Groups; ++g)
+// Turns one row's scores into weights e^(s - m) and adds those to the row's sums.
+TREADLE_INLINE void soften_row(Range range, float m, float* scores, float* sums) {
+    const int64_t first = range.first / 16 * 16, end = (range.end + 15) / 16 * 16;
+    V16 sum = vload(sums);
+    for (int64_t i = first; i < end; i += 16)
         for (int p = 0; p < kParts; ++p) {
-            const F weight = vexp(sub(s[g].part[p], m));
-            store(scores + 16 * g + p * kLanes, weight);
+            const F weight = vexp(sub(load(scores + i + p * kLanes), set1(m)));
+            store(scores + i + p * kLanes, weight);
             sum.part[p] = add(sum.part[p], weight);
         }
-    vstore(w.sums + row * 16, sum);
+    vstore(sums, sum);
 }
 
-// One row's scores of a page. All groups of 16 that hold a visible position count, whatever else does.
-TREADLE_INLINE void soften_row(const Work& w, int64_t row, int64_t base, Range range, float* scores) {
-    const int64_t first = range.first / 16, end = (range.end + 15) / 16;
-    if (range.first % 16 != 0 || range.end % 16 != 0 || w.a.softcap > 0.0f || w.a.slopes != nullptr)
-        for (int64_t i = 16 * first; i < 16 * end; i += kLanes)
-            store(scores + i, adjust_scores(w, row, base, range, i, load(scores + i)));
-    switch (end - first) {
-        case 1:
-            return soften<1>(w, row, scores + 16 * first);
-        case 2:
-            return soften<2>(w, row, scores + 16 * first);
-        case 3:
-            return soften<3>(w, row, scores + 16 * first);
-        default:
-            return soften<4>(w, row, scores + 16 * first);
+// Softmax step of R rows: new maxima, what was accumulated rescaled to them, scores to weights. Rows side by side, so
+// that their chains overlap; a row that sees nothing keeps every bit.
+template <int R>
+TREADLE_INLINE void soften_rows(const Work& w, int64_t row, int64_t base, const Range ranges[R]) {
+    alignas(64) float before[16] = {}, now[16] = {}, factor[16];
+    for (int r = 0; r < R; ++r) {
+        if (ranges[r].first >= ranges[r].end) continue;
+        before[r] = w.running[(row + r) * w.stride + w.width];
+        const float largest = largest_score(w, row + r, base, ranges[r], w.scores + r * kMaxPage);
+        now[r] = largest > before[r] ? largest : before[r];
     }
+    for (int i = 0; i < R; i += kLanes) store(factor + i, vexp(sub(load(before + i), load(now + i))));
+    for (int r = 0; r < R; ++r) {
+        if (!(now[r] > before[r])) continue;
+        float* result = w.running + (row + r) * w.stride;
+        float* sums = w.sums + (row + r) * 16;
+        const V16 by = vset1(factor[r]);
+        result[w.width] = now[r];
+        vstore(sums, vmul(vload(sums), by));
+        for (int64_t i = 0; i < w.width; i += 16) vstore(result + i, vmul(vload(result + i), by));
+    }
+    for (int r = 0; r < R; ++r)
+        if (ranges[r].first < ranges[r].end)
+            soften_row(ranges[r], now[r], w.scores + r * kMaxPage, w.sums + (row + r) * 16);
 }
 
 // Weighted values of R rows over positions [first, end).
@@ -234,8 +239,7 @@ __attribute__((noinline)) void page_rows(const Work& w, int64_t row, int64_t bas
     }
     if (furthest == 0) return;
     score_rows<R>(w, row, page.keys, furthest);
-    for (int r = 0; r < R; ++r)
-        if (ranges[r].first < ranges[r].end) soften_row(w, row + r, base, ranges[r], w.scores + r * kMaxPage);
+    soften_rows<R>(w, row, base, ranges);
     if (shared.first >= shared.end) shared = {kMaxPage, kMaxPage};  // no position that all rows see
     for (int r = 0; r < R; ++r)
         add_values<1>(w, row + r, w.scores + r * kMaxPage, page.values, ranges[r].first,
@@ -332,6 +336,8 @@ void run_split_of_type(const Work& w, int64_t split) {
 void merge(const Work& w, float* merged, const float* part) {
     const float m1 = merged[w.width], m2 = part[w.width];
     if (m2 == kNegativeInfinity) return;
+    if (m1 == kNegativeInfinity)
+        return copy_bytes(merged, part, w.stride * static_cast<int64_t>(sizeof(float)));
     const float m = m1 > m2 ? m1 : m2;
     const float f1 = exp_one(m1 - m), f2 = exp_one(m2 - m);
     merged[w.width] = m;

@@ -7,38 +7,53 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 int64_t quant_bytes(int64_t rows, int64_t cols) { return rows * (cols / kBlock) * kQuantRowBytes; }
 
-// One row's block of 32: scale = max|x| / 127, quants = round(x / scale), nearest with ties to even.
-TREADLE_INLINE void quantise_block(const float* x, std::byte* record, int64_t height, int64_t row) {
+// The quants of one block of 32 at 1 / scale = `inverse`; returns their sum.
+TREADLE_INLINE int32_t quantise_block(const float* x, float inverse, int8_t* quants) {
     const V16 a = vload(x), b = vload(x + 16);
-    const float largest = reduce_max(vmax(vabs(a), vabs(b)));
-    const float scale = largest / 127.0f;
-    const F inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
-    int8_t* quants = reinterpret_cast<int8_t*>(record + row * kBlock);
+    const F by = set1(inverse);
     I sum = iset1(0);
     for (int i = 0; i < kParts; ++i) {
-        const I qa = to_int(mul(a.part[i], inverse)), qb = to_int(mul(b.part[i], inverse));
+        const I qa = to_int(mul(a.part[i], by)), qb = to_int(mul(b.part[i], by));
         store_i8(quants + i * kLanes, qa);
         store_i8(quants + 16 + i * kLanes, qb);
         sum = iadd(sum, iadd(qa, qb));
     }
-    const int32_t total = ifold_add(sum);
-    float* sides = reinterpret_cast<float*>(record + height * kBlock) + row;
-    int32_t* starts = reinterpret_cast<int32_t*>(sides + 2 * height);
-    sides[0] = scale;
-    sides[height] = scale * static_cast<float>(total);
-    starts[0] = -8 * total;
-    starts[height] = -128 * total;
+    return ifold_add(sum);
+}
+
+// Up to 16 blocks of row `row` of a tile. Per block scale = max|x| / 127, quants = round(x * (127 / max|x|)), ties to even.
+TREADLE_INLINE void quantise_blocks(const float* x, int64_t count, std::byte* records, int64_t height,
+                                    int64_t row) {
+    alignas(64) float largest[16] = {}, scales[16], inverses[16];
+    for (int64_t b = 0; b < count; ++b)
+        largest[b] = reduce_max(vmax(vabs(vload(x + b * kBlock)), vabs(vload(x + b * kBlock + 16))));
+    for (int i = 0; i < 16; i += kLanes) {
+        const F m = load(largest + i);
+        store(scales + i, div(m, set1(127.0f)));
+        store(inverses + i, select(less(zero(), m), div(set1(127.0f), m), zero()));
+    }
+    for (int64_t b = 0; b < count; ++b) {
+        std::byte* record = records + b * height * kQuantRowBytes;
+        const int32_t total =
+            quantise_block(x + b * kBlock, inverses[b], reinterpret_cast<int8_t*>(record + row * kBlock));
+        float* sides = reinterpret_cast<float*>(record + height * kBlock) + row;
+        int32_t* starts = reinterpret_cast<int32_t*>(sides + 2 * height);
+        sides[0] = scales[b];
+        sides[height] = scales[b] * static_cast<float>(total);
+        starts[0] = -8 * total;
+        starts[height] = -128 * total;
+    }
 }
 
 void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
               std::byte* dst) {
     const int64_t blocks = cols / kBlock;
     for (int64_t r = row0; r < row1; ++r) {
-        const int64_t tile = r / kTileHeight, first = tile * kTileHeight,
-                      height = least(kTileHeight, rows - first);
+        const int64_t first = r / kTileHeight * kTileHeight, height = least(kTileHeight, rows - first);
         std::byte* data = dst + first * blocks * kQuantRowBytes;
-        for (int64_t b = 0; b < blocks; ++b)
-            quantise_block(x + r * ldx + b * kBlock, data + b * height * kQuantRowBytes, height, r - first);
+        for (int64_t b = 0; b < blocks; b += 16)
+            quantise_blocks(x + r * ldx + b * kBlock, least(16, blocks - b),
+                            data + b * height * kQuantRowBytes, height, r - first);
     }
 }
 

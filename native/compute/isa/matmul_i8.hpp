@@ -112,6 +112,22 @@ TREADLE_INLINE void whole_tile(const Strip* strips, int64_t blocks, const QuantT
     }
 }
 
+// Fetches packed bytes that are unpacked next, an even share with every row tile.
+struct Ahead {
+    const std::byte* at;
+    int64_t distance;  // of two strips
+    int64_t left;      // bytes of each strip
+    int64_t share;
+
+    void step() {
+        const int64_t n = least(left, share);
+        for (int i = 0; i < kDotStrips; ++i)
+            for (int64_t b = 0; b < n; b += 64) prefetch(at + i * distance + b);
+        at += n;
+        left -= n;
+    }
+};
+
 struct DotProduct {
     const PackedMatrix& w;
     const std::byte* xq;
@@ -120,21 +136,32 @@ struct DotProduct {
     std::byte* scratch;
 };
 
-// One group of strips against rows [row0, row1), panel by panel, unpacked into scratch.
+// One group of strips against rows [row0, row1), panel by panel, unpacked into scratch. `more`: other strips follow.
 template <class Format>
 void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, int64_t row0,
-               int64_t row1) {
+               int64_t row1, bool more) {
     const int64_t panel = panel_units(p.blocks, kPanelBlocks);
+    const int64_t tiles = (row1 - row0 + kTileHeight - 1) / kTileHeight;
     float* stash = reinterpret_cast<float*>(p.scratch + kUnpackedBytes);
     UnpackedStrip<Format> strips[kDotStrips];
     for (int i = 0; i < kDotStrips; ++i)
         strips[i].data = p.scratch + i * kPanelBlocks * UnpackedStrip<Format>::kRecord;
     for (int64_t block = 0; block < p.blocks; block += panel) {
-        const int64_t count = least(panel, p.blocks - block);
+        const int64_t count = least(panel, p.blocks - block), next = block + count;
+        const bool last = next == p.blocks;
         for (int i = 0; i < kDotStrips; ++i) strips[i].unpack_blocks(packed[i], block, count);
-        for (int64_t row = row0; row < row1; row += kTileHeight)
+        Ahead ahead{packed[0].lines + next * Format::kLayout.line_bytes, p.w.strip_bytes,
+                    least(panel, p.blocks - next) * Format::kLayout.line_bytes, 0};
+        if (last && more) {
+            ahead.at = packed[0].lines + kDotStrips * p.w.strip_bytes;
+            ahead.left = panel == p.blocks ? p.w.strip_bytes : panel * Format::kLayout.line_bytes;
+        }
+        ahead.share = (ahead.left / tiles + 63) / 64 * 64;
+        for (int64_t row = row0; row < row1; row += kTileHeight) {
+            ahead.step();
             whole_tile(strips, count, quant_tile(p.xq, p.rows, p.blocks, row, block),
-                       {stash, block == 0, block + count == p.blocks, row - row0, row, col, &p.out});
+                       {stash, block == 0, last, row - row0, row, col, &p.out});
+        }
     }
 }
 
@@ -146,13 +173,17 @@ void matmul_format(DotProduct p, int64_t strip0, int64_t strip1) {
         for (int64_t s = strip0; s < strip1; s += kDotStrips) {
             PackedStrip<Format>
                 packed[kDotStrips];  // past the last strip: that one again, its results dropped
-            for (int i = 0; i < kDotStrips; ++i)
-                packed[i] =
-                    PackedStrip<Format>(p.w.data + least(s + i, strip1 - 1) * p.w.strip_bytes, p.blocks);
-            if (p.rows > kDotRows) dot_chunk(p, packed, s * kStripRows, row0, least(row0 + step, p.rows));
-            else
+            for (int i = 0; i < kDotStrips; ++i) {
+                const int64_t strip = least(s + i, strip1 - 1);
+                packed[i] = PackedStrip<Format>(p.w.data + strip * p.w.strip_bytes, p.blocks);
+            }
+            if (p.rows > kDotRows) {
+                const int64_t row1 = least(row0 + step, p.rows);
+                dot_chunk(p, packed, s * kStripRows, row0, row1, s + 2 * kDotStrips <= strip1);
+            } else {
                 whole_tile(packed, p.blocks, QuantTile{p.xq, p.rows},
                            {nullptr, true, true, 0, 0, s * kStripRows, &p.out});
+            }
         }
 }
 

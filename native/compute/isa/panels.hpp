@@ -7,7 +7,7 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-inline constexpr int64_t kChunkRows = 192;  // most rows of a chunk
+inline constexpr int64_t kChunkRows = 528;  // most rows of a chunk
 inline constexpr int64_t kChunkBytes =
     448 << 10;  // most bytes of their activations: they stay in the second cache
 
