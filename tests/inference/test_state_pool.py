@@ -215,8 +215,8 @@ class MixedMachine(PagedMachine):
 
 TestPagedMachine = PagedMachine.TestCase
 TestMixedMachine = MixedMachine.TestCase
-TestPagedMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestMixedMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestPagedMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestMixedMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.parametrize("lifecycle", list(Lifecycle))
