@@ -85,7 +85,7 @@ def test_renders_as_transformers_does(name: str, add_generation_prompt: bool) ->
     assert found == expected[0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), st.text()), min_size=1, max_size=5))
 def test_any_messages_render_as_in_transformers(turns: list[tuple[str, str]]) -> None:
     chat = [{"role": role, "content": content} for role, content in turns]

@@ -43,7 +43,7 @@ def test_dequantise_any_bytes(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ENCODED)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=blocks)
 def test_quantise(dtype: str, x: np.ndarray) -> None:
     with np.errstate(over="ignore", invalid="ignore"):

@@ -186,6 +186,13 @@ def test_bad_files_are_refused(fields: dict[str, Any], changed: Callable[..., Pa
         Tokenizer.from_file(changed(**fields))
 
 
+def test_a_subword_prefix_in_bpe_is_refused(changed: Callable[..., Path]) -> None:
+    """The library aborts the whole process on some of these."""
+    model = json.loads(byte_level().to_str())["model"] | {"continuing_subword_prefix": "\0"}
+    with pytest.raises(UnsupportedModel, match="continuing_subword_prefix"):
+        Tokenizer.from_file(changed(model=model))
+
+
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         Tokenizer.from_file(tmp_path)

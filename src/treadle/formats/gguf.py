@@ -31,9 +31,9 @@ MAX_NAME_BYTES = 65535  # keys, by the specification; ggml itself keeps tensor n
 MAX_DIMENSIONS = 4
 MAX_ARRAY_DEPTH = 4
 MAX_NESTED_ARRAYS = 4096  # arrays inside arrays, in the whole file
-MAX_STRINGS = 4_000_000  # items of string arrays in the whole file; the largest vocabularies have 0.8 M with merges
-MAX_METADATA = 65536  # keys
-MAX_TENSORS = 1 << 20
+MAX_STRINGS = 2_000_000  # items of string arrays in the whole file; the largest vocabularies have 0.9 M with merges
+MAX_METADATA = 32768
+MAX_TENSORS = 32768
 MIN_METADATA_BYTES = 8 + 4 + 1  # key length, type, smallest value
 MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # name length, rank, type, offset
 

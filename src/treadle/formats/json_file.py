@@ -11,7 +11,7 @@ from treadle.errors import InvalidFile, ModelNotFound
 
 __all__ = ["parse_json", "read_bounded", "read_json"]
 
-MAX_BYTES = 64 << 20
+MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 import msgspec
 
 from treadle.errors import InvalidFile, InvalidWeights, ModelNotFound, UnsupportedModel
-from treadle.formats.json_file import parse_json, read_json
+from treadle.formats.json_file import parse_json, read_bounded
 from treadle.formats.mapped import Bytes, MappedFile
 from treadle.formats.tensors import PLAIN_DTYPES, Container, TensorInfo
 
@@ -25,8 +25,8 @@ __all__ = ["INDEX_NAME", "SINGLE_NAME", "SafetensorsFile"]
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 25 << 20  # some 150,000 tensors
-MAX_INDEX_BYTES = 64 << 20
+MAX_HEADER_BYTES = 8 << 20  # some 60,000 tensors in one file
+MAX_INDEX_BYTES = 16 << 20
 MAX_SHARDS = 4096
 MAX_RANK = 8
 
@@ -44,6 +44,12 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     dtype: str
     shape: Annotated[list[_Natural], msgspec.Meta(max_length=MAX_RANK)]
     data_offsets: tuple[_Natural, _Natural]
+
+
+class _Index(msgspec.Struct):
+    """The part of an index file that is used: tensor name -> file name."""
+
+    weight_map: dict[str, str]
 
 
 class SafetensorsFile:
@@ -127,13 +133,18 @@ def _resolve(path: Path) -> Path:
 
 def _read_index(path: Path) -> dict[str, set[str]]:
     """File name -> names of the tensors in it, from an index file; a file name may not leave the directory."""
-    weight_map = read_json(path, MAX_INDEX_BYTES, max_depth=4).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InvalidFile(f"{path}: weight_map: expected an object of tensor names, found {_brief(weight_map)}")
+    data = read_bounded(path, MAX_INDEX_BYTES)
+    try:
+        weight_map = msgspec.json.decode(data, type=_Index).weight_map
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidFile(f"{path}: {error}") from None
+    parse_json(data, str(path), max_depth=4)  # for the repeated keys that the typed decoder lets pass
+    if not weight_map:
+        raise InvalidFile(f"{path}: weight_map: expected tensor names, found none")
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\\0"):
-            raise InvalidFile(f"{path}: weight_map.{name}: expected a .safetensors file name, found {_brief(shard)}")
+        if not shard.endswith(".safetensors") or set(shard) & set("/\\\0"):
+            raise InvalidFile(f"{path}: weight_map.{name}: expected a .safetensors file name, found {shard!r:.80}")
         shards.setdefault(shard, set()).add(name)
     if len(shards) > MAX_SHARDS:
         raise InvalidFile(f"{path}: weight_map: expected at most {MAX_SHARDS} files, found {len(shards)}")
@@ -193,8 +204,3 @@ def _check_cover(file: MappedFile, infos: list[TensorInfo], data_start: int) -> 
     if position != file.size:
         found = file.size - data_start
         raise InvalidFile(f"{file.path}: data: expected {position - data_start} bytes, found {found}")
-
-
-def _brief(value: object) -> str:
-    text = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
-    return text[:80]

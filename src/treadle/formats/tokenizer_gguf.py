@@ -19,7 +19,7 @@ __all__ = ["load_gguf"]
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece writes a space as this
-MAX_TOKENS = 4_000_000
+MAX_TOKENS = 2_000_000
 MAX_SCORED_TOKEN = 64  # characters; a longer piece cannot be made by merges
 
 # A chat model's turn ends with one of these even where its file names only another end token (as in llama.cpp).

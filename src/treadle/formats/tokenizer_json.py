@@ -27,9 +27,15 @@ class _Added(msgspec.Struct):
     special: bool = False
 
 
-class _File(msgspec.Struct):
-    """The parts of a tokenizer.json that decoding needs; the library reads the rest."""
+class _Model(msgspec.Struct):
+    type: str | None = None
+    continuing_subword_prefix: str | None = None
 
+
+class _File(msgspec.Struct):
+    """The parts of a tokenizer.json that decoding and checking need; the library reads the rest."""
+
+    model: _Model
     added_tokens: list[_Added] = []
     decoder: dict[str, Any] | None = None
 
@@ -43,6 +49,7 @@ def load_json(path: Path) -> TokenizerParts:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidFile(f"{path}: {error}") from None
+    _refuse_subword_prefix(path, file.model)
     with guarded(str(path)):
         backend = tokenizers.Tokenizer.from_buffer(data)
         backend.no_truncation()
@@ -57,6 +64,13 @@ def load_json(path: Path) -> TokenizerParts:
         bos_id=bos,
         eos_ids=eos,
     )
+
+
+def _refuse_subword_prefix(path: Path, model: _Model) -> None:
+    """The library cuts the prefix off merges without looking; where it is not there the process is aborted."""
+    prefix = model.continuing_subword_prefix
+    if prefix and model.type != "WordPiece":
+        raise UnsupportedModel(f"{path}: model.continuing_subword_prefix {prefix!r:.40} is not supported for BPE")
 
 
 def _special(added: list[_Added]) -> frozenset[int]:
