@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import faulthandler
 import io
 import json
 import os
@@ -20,9 +19,13 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,8 @@ from treadle.formats.tensors import TensorSource
 from treadle.formats.tokenizer import Tokenizer
 
 MAX_CPU_SECONDS = 1.0
-HANG_SECONDS = 60
+HANG_SECONDS = 600  # a batch, on a busy machine
+BATCH = 500
 MEMORY_FACTOR = (
     48  # a JSON list of empty lists takes 21 times its text as Python objects; a mutated name is copied often
 )
@@ -417,7 +421,7 @@ def quiet_panics() -> Iterator[None]:
 
 def run(target: str, numbers: range) -> dict[str, int]:
     """Outcome -> how often. Raises Failure at the first case that misbehaves."""
-    outcomes: dict[str, int] = {}
+    outcomes: Counter[str] = Counter()
     seeds, exercise, name = TARGETS[target]
     with tempfile.TemporaryDirectory() as directory, quiet_panics():
         for seed in seeds():  # imports and caches are not any case's memory
@@ -426,11 +430,22 @@ def run(target: str, numbers: range) -> dict[str, int]:
         tracemalloc.start()
         try:
             for number in numbers:
-                outcome = run_case(target, number, Path(directory))
-                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+                outcomes[run_case(target, number, Path(directory))] += 1
         finally:
             tracemalloc.stop()
     return outcomes
+
+
+def run_in_a_child(target: str, numbers: range) -> dict[str, int]:
+    """As ``run``, where a crash or a hang takes only the child."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        try:
+            return pool.submit(run, target, numbers).result(timeout=HANG_SECONDS)
+        except BrokenProcessPool:
+            raise Failure(f"{target} cases {numbers.start}..{numbers.stop - 1}: the process died") from None
+        except TimeoutError:
+            print(f"{target} cases {numbers.start}..{numbers.stop - 1}: still running", flush=True)
+            os._exit(1)  # the pool would wait for the child
 
 
 def main() -> int:
@@ -443,14 +458,11 @@ def main() -> int:
     each = -(-options.cases // len(targets))
     start = time.monotonic()
     for target in targets:
-        outcomes: dict[str, int] = {}
-        for first in range(options.first, options.first + each, 500):
-            faulthandler.dump_traceback_later(HANG_SECONDS * 5, exit=True)
-            for name, count in run(target, range(first, min(first + 500, options.first + each))).items():
-                outcomes[name] = outcomes.get(name, 0) + count
+        outcomes: Counter[str] = Counter()
+        for first in range(options.first, options.first + each, BATCH):
+            outcomes.update(run_in_a_child(target, range(first, min(first + BATCH, options.first + each))))
         print(f"{target}: {each} cases, {dict(sorted(outcomes.items()))}", flush=True)
-    faulthandler.cancel_dump_traceback_later()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     print(f"{each * len(targets)} cases in {time.monotonic() - start:.0f} s, peak RSS {peak} MB, no failure")
     return 0
 
