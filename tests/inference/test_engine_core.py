@@ -81,6 +81,18 @@ def test_preempted_requests_start_again_and_the_oldest_never_yields():
     assert core.stats.preemptions == sum(request.metrics.preemptions for request in requests) > 0
 
 
+def test_preempted_requests_come_before_those_that_never_ran():
+    core, _ = make_core(max_batch=2, max_rows=32, pages=8)
+    first, second, third = (core.add([i] * 8, params(max_tokens=16))[0] for i in range(3))
+    while core.unfinished:
+        core.step()
+        for request in core.scheduler.running:
+            assert core.pool.length(request.slot) == request.computed
+        if second in core.scheduler.waiting:
+            assert third not in core.scheduler.running
+    assert second.metrics.preemptions > 0 == third.metrics.preemptions == first.metrics.preemptions
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32), company=st.integers(0, 5), chunk=st.sampled_from([None, 2]))
 def test_a_seed_gives_the_same_tokens_whatever_runs_beside_it(seed, company, chunk):
