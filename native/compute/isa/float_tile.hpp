@@ -10,21 +10,21 @@ namespace treadle::compute::TREADLE_ISA_NS {
 struct ColumnsF32 {
     const float* base;
     int64_t step, group;
-    __attribute__((always_inline)) F at(int64_t k, int v) const {
+    TREADLE_METHOD F at(int64_t k, int v) const {
         return load(base + k * step + v / kParts * group + v % kParts * kLanes);
     }
 };
 struct ColumnsF16 {
     const uint16_t* base;
     int64_t step, group;
-    __attribute__((always_inline)) F at(int64_t k, int v) const {
+    TREADLE_METHOD F at(int64_t k, int v) const {
         return load_f16(base + k * step + v / kParts * group + v % kParts * kLanes);
     }
 };
 struct ColumnsBf16 {
     const uint16_t* base;
     int64_t step, group;
-    __attribute__((always_inline)) F at(int64_t k, int v) const {
+    TREADLE_METHOD F at(int64_t k, int v) const {
         return load_bf16(base + k * step + v / kParts * group + v % kParts * kLanes);
     }
 };
@@ -32,7 +32,7 @@ struct ColumnsBf16 {
 struct ColumnsBf16Pairs {
     const uint16_t* base;
     int64_t step, group;  // step: of two k
-    __attribute__((always_inline)) F at(int64_t k, int v) const {
+    TREADLE_METHOD F at(int64_t k, int v) const {
         const uint16_t* p = base + k / 2 * step + v / kParts * group + v % kParts * kLanes * 2;
         return k % 2 == 0 ? load_bf16_even(p) : load_bf16_odd(p);
     }

@@ -58,11 +58,10 @@ struct PackedStrip {
     PackedStrip(const std::byte* strip, int64_t blocks)
         : lines(strip), sides(strip + blocks * Format::kLayout.line_bytes) {}
 
-    __attribute__((always_inline)) void vectors(int64_t block, int part, int step, B& first,
-                                                B& second) const {
+    TREADLE_METHOD void vectors(int64_t block, int part, int step, B& first, B& second) const {
         Format::unpack(lines + block * Format::kLayout.line_bytes, part, step, first, second);
     }
-    __attribute__((always_inline)) void scales(int64_t block, int part, F& scale, F& minimum) const {
+    TREADLE_METHOD void scales(int64_t block, int part, F& scale, F& minimum) const {
         const std::byte* side = sides + block * Format::kLayout.side_bytes + 2 * kLanes * part;
         scale = load_f16(reinterpret_cast<const uint16_t*>(side));
         if constexpr (Format::kHasMinimum) minimum = load_f16(reinterpret_cast<const uint16_t*>(side + 32));
@@ -76,13 +75,12 @@ struct UnpackedStrip {
     static constexpr int64_t kRecord = 512 + 64 + (Format::kHasMinimum ? 64 : 0);
     std::byte* data;
 
-    __attribute__((always_inline)) void vectors(int64_t block, int part, int step, B& first,
-                                                B& second) const {
+    TREADLE_METHOD void vectors(int64_t block, int part, int step, B& first, B& second) const {
         const std::byte* line = data + block * kRecord + 64 * step + 4 * kLanes * part;
         first = bload(line);
         second = bload(line + 256);
     }
-    __attribute__((always_inline)) void scales(int64_t block, int part, F& scale, F& minimum) const {
+    TREADLE_METHOD void scales(int64_t block, int part, F& scale, F& minimum) const {
         const float* side = reinterpret_cast<const float*>(data + block * kRecord + 512) + kLanes * part;
         scale = load(side);
         if constexpr (Format::kHasMinimum) minimum = load(side + 16);

@@ -32,101 +32,110 @@ TREADLE_INLINE I start(const int32_t* by_eight, const int32_t* by_bias) {
     return iset1(0);
 }
 
-// Integer dots of rows [0, T) with all vectors of one block. The chains lie side by side to hide a dot's latency, and
-// each broadcast of four activations serves every vector.
-template <int T, class Strip>
-TREADLE_INLINE void dot_block(const Strip* strips, int64_t block, const std::byte* quants,
-                              I d[T][kDotVectors]) {
+// Packed bytes that are read next; a few lines of each strip are fetched with every block.
+struct Ahead {
+    const std::byte* at = nullptr;
+    int64_t distance = 0;  // of two strips
+    int64_t left = 0;      // lines of each strip
+    int64_t share = 0;     // lines a block
+
+    // `bytes` of each strip over `steps` blocks.
+    static TREADLE_METHOD Ahead over(const std::byte* from, int64_t distance, int64_t bytes, int64_t steps) {
+        const int64_t lines = (bytes + 63) / 64;
+        return {from, distance, lines, (lines + steps - 1) / steps};
+    }
+    TREADLE_METHOD void step() {
+        for (int64_t i = least(share, left); i > 0; --i, --left, at += 64)
+            for (int strip = 0; strip < kDotStrips; ++strip) prefetch(at + strip * distance);
+    }
+};
+
+// Integer dots of rows [0, T) with V vectors of one block, from vector `first` of the strips on. The chains lie side by
+// side to hide a dot's latency, and each broadcast of four activations serves every vector.
+template <int T, int V, class Strip>
+TREADLE_INLINE void dot_block(const Strip* strips, int first, int64_t block, const std::byte* quants,
+                              I d[T][V]) {
     constexpr bool kSigned = kSignedBytes<typename Strip::Type>;
 #pragma GCC unroll 4
     for (int step = 0; step < 4; ++step) {
-        B w[2][kDotVectors];
+        B w[2][V];
 #pragma GCC unroll 4
-        for (int v = 0; v < kDotVectors; ++v)
-            strips[v / kParts].vectors(block, v % kParts, step, w[0][v], w[1][v]);
+        for (int v = 0; v < V; ++v)
+            strips[(first + v) / kParts].vectors(block, (first + v) % kParts, step, w[0][v], w[1][v]);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-                for (int v = 0; v < kDotVectors; ++v)
+                for (int v = 0; v < V; ++v)
                     d[t][v] = dot<kSigned>(d[t][v], w[half][v], quants + t * kBlock + 4 * step + 16 * half);
     }
 }
 
-// Rows [row, row + T) of a tile against the strips, over `blocks` blocks.
-template <int T, class Strip>
-__attribute__((noinline)) void dot_tile(const Strip* strips, int64_t blocks, const QuantTile& x, int64_t row,
-                                        const PanelEnds& ends) {
+// Rows [row, row + T) of a tile against V vectors of the strips, over `blocks` blocks.
+template <int T, int V, class Strip>
+__attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t blocks, const QuantTile& x,
+                                        int64_t row, const PanelEnds& ends, Ahead& ahead_of_all) {
     using Format = typename Strip::Type;
     const int64_t height = x.height, record_bytes = height * kQuantRowBytes;
     const std::byte* quants = x.data + row * kBlock;
     const std::byte* sides = x.data + height * kBlock + row * 4;
-    F acc[T][kDotVectors];
-    begin_panel<T, kDotVectors>(ends, acc);
+    Ahead ahead = ahead_of_all;
+    F acc[T][V];
+    begin_panel<T, V>(ends, acc);
     for (int64_t block = 0; block < blocks; ++block, quants += record_bytes, sides += record_bytes) {
         const float* row_scale = reinterpret_cast<const float*>(sides);
         const float* row_sum = row_scale + height;
         const int32_t* by_eight = reinterpret_cast<const int32_t*>(row_sum + height);
         const int32_t* by_bias = by_eight + height;
-        I d[T][kDotVectors];
-#pragma GCC unroll 8
+        ahead.step();
+        I d[T][V];
+#pragma GCC unroll 16
         for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-            for (int v = 0; v < kDotVectors; ++v) d[t][v] = start<Format::kOffset>(by_eight + t, by_bias + t);
-        dot_block<T>(strips, block, quants, d);
+            for (int v = 0; v < V; ++v) d[t][v] = start<Format::kOffset>(by_eight + t, by_bias + t);
+        dot_block<T, V>(strips, first, block, quants, d);
 #pragma GCC unroll 4
-        for (int v = 0; v < kDotVectors; ++v) {
+        for (int v = 0; v < V; ++v) {
             F scale, minimum;
-            strips[v / kParts].scales(block, v % kParts, scale, minimum);
-#pragma GCC unroll 8
+            strips[(first + v) / kParts].scales(block, (first + v) % kParts, scale, minimum);
+#pragma GCC unroll 16
             for (int t = 0; t < T; ++t) {
                 acc[t][v] = fma(to_float(d[t][v]), mul(scale, set1(row_scale[t])), acc[t][v]);
                 if constexpr (Format::kHasMinimum) acc[t][v] = fma(minimum, set1(row_sum[t]), acc[t][v]);
             }
         }
     }
-    end_panel<T, kDotVectors>(ends, acc);
+    end_panel<T, V>(ends, acc);
+    ahead_of_all = ahead;
 }
 
-template <int T, class Strip>
-TREADLE_INLINE void dot_tile_of(int64_t count, const Strip* strips, int64_t blocks, const QuantTile& x,
-                                int64_t row, const PanelEnds& ends) {
-    if constexpr (T > 0) {
-        if (count == T) dot_tile<T>(strips, blocks, x, row, ends);
-        else dot_tile_of<T - 1>(count, strips, blocks, x, row, ends);
+template <int T, int Least, int V, class Strip>
+TREADLE_INLINE void dot_tile_of(int64_t count, const Strip* strips, int first, int64_t blocks,
+                                const QuantTile& x, int64_t row, const PanelEnds& ends, Ahead& ahead) {
+    if constexpr (T >= Least) {
+        if (count == T) dot_tile<T, V>(strips, first, blocks, x, row, ends, ahead);
+        else dot_tile_of<T - 1, Least, V>(count, strips, first, blocks, x, row, ends, ahead);
     }
 }
 
+// Register tiles that cover a row tile of this height.
+TREADLE_INLINE int64_t register_tiles(int64_t height) { return (height + kDotRows - 1) / kDotRows; }
+
 // All rows of a tile, in even register tiles of at most kDotRows.
 template <class Strip>
-TREADLE_INLINE void whole_tile(const Strip* strips, int64_t blocks, const QuantTile& x, PanelEnds ends) {
-    const int64_t parts = (x.height + kDotRows - 1) / kDotRows;
+TREADLE_INLINE void whole_tile(const Strip* strips, int64_t blocks, const QuantTile& x, PanelEnds ends,
+                               Ahead& ahead) {
+    const int64_t parts = register_tiles(x.height);
     int64_t row = 0;
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t end = x.height * (part + 1) / parts;
-        dot_tile_of<kDotRows>(end - row, strips, blocks, x, row, ends);
+        dot_tile_of<kDotRows, 1, kDotVectors>(end - row, strips, 0, blocks, x, row, ends, ahead);
         ends.row += end - row;
         ends.stash_row += end - row;
         row = end;
     }
 }
-
-// Fetches packed bytes that are unpacked next, an even share with every row tile.
-struct Ahead {
-    const std::byte* at;
-    int64_t distance;  // of two strips
-    int64_t left;      // bytes of each strip
-    int64_t share;
-
-    void step() {
-        const int64_t n = least(left, share);
-        for (int i = 0; i < kDotStrips; ++i)
-            for (int64_t b = 0; b < n; b += 64) prefetch(at + i * distance + b);
-        at += n;
-        left -= n;
-    }
-};
 
 struct DotProduct {
     const PackedMatrix& w;
@@ -141,7 +150,7 @@ template <class Format>
 void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, int64_t row0,
                int64_t row1, bool more) {
     const int64_t panel = panel_units(p.blocks, kPanelBlocks);
-    const int64_t tiles = (row1 - row0 + kTileHeight - 1) / kTileHeight;
+    const int64_t tiles = (row1 - row0 + kTileHeight - 1) / kTileHeight * register_tiles(kTileHeight);
     float* stash = reinterpret_cast<float*>(p.scratch + kUnpackedBytes);
     UnpackedStrip<Format> strips[kDotStrips];
     for (int i = 0; i < kDotStrips; ++i)
@@ -150,24 +159,39 @@ void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t c
         const int64_t count = least(panel, p.blocks - block), next = block + count;
         const bool last = next == p.blocks;
         for (int i = 0; i < kDotStrips; ++i) strips[i].unpack_blocks(packed[i], block, count);
-        Ahead ahead{packed[0].lines + next * Format::kLayout.line_bytes, p.w.strip_bytes,
-                    least(panel, p.blocks - next) * Format::kLayout.line_bytes, 0};
+        const std::byte* from = packed[0].lines + next * Format::kLayout.line_bytes;
+        int64_t bytes = least(panel, p.blocks - next) * Format::kLayout.line_bytes;
         if (last && more) {
-            ahead.at = packed[0].lines + kDotStrips * p.w.strip_bytes;
-            ahead.left = panel == p.blocks ? p.w.strip_bytes : panel * Format::kLayout.line_bytes;
+            from = packed[0].lines + kDotStrips * p.w.strip_bytes;
+            bytes = panel == p.blocks ? p.w.strip_bytes : panel * Format::kLayout.line_bytes;
         }
-        ahead.share = (ahead.left / tiles + 63) / 64 * 64;
-        for (int64_t row = row0; row < row1; row += kTileHeight) {
-            ahead.step();
+        Ahead ahead = Ahead::over(from, p.w.strip_bytes, bytes, tiles * count);
+        for (int64_t row = row0; row < row1; row += kTileHeight)
             whole_tile(strips, count, quant_tile(p.xq, p.rows, p.blocks, row, block),
-                       {stash, block == 0, last, row - row0, row, col, &p.out});
-        }
+                       {stash, block == 0, last, row - row0, row, col, &p.out}, ahead);
     }
+}
+
+// Few rows: one register tile takes them all, straight from the packed strips.
+template <class Format>
+void dot_few(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, bool more) {
+    const QuantTile x{p.xq, p.rows};
+    const std::byte* next = packed[0].lines + kDotStrips * p.w.strip_bytes;
+    const bool wide = p.rows > kDotRows;
+    const int64_t steps = p.blocks * (wide ? kDotStrips * kParts : 1);
+    Ahead ahead = Ahead::over(next, p.w.strip_bytes, more ? p.w.strip_bytes : 0, steps);
+    if (!wide) return whole_tile(packed, p.blocks, x, {nullptr, true, true, 0, 0, col, &p.out}, ahead);
+    for (int v = 0; v < kDotStrips * kParts; ++v)
+        if (col + v * kLanes < p.out.cols)
+            dot_tile_of<kWideRows, kDotRows + 1, 1>(p.rows, packed, v, p.blocks, x, 0,
+                                                    {nullptr, true, true, 0, 0, col + v * kLanes, &p.out},
+                                                    ahead);
 }
 
 template <class Format>
 void matmul_format(DotProduct p, int64_t strip0, int64_t strip1) {
     p.out.cols = least(p.out.cols, strip1 * kStripRows);
+    const bool few = p.rows <= kDotRows || p.rows <= kWideRows;
     const int64_t step = chunk_rows(p.blocks * kQuantRowBytes, kTileHeight);
     for (int64_t row0 = 0; row0 < p.rows; row0 += step)
         for (int64_t s = strip0; s < strip1; s += kDotStrips) {
@@ -177,13 +201,9 @@ void matmul_format(DotProduct p, int64_t strip0, int64_t strip1) {
                 const int64_t strip = least(s + i, strip1 - 1);
                 packed[i] = PackedStrip<Format>(p.w.data + strip * p.w.strip_bytes, p.blocks);
             }
-            if (p.rows > kDotRows) {
-                const int64_t row1 = least(row0 + step, p.rows);
-                dot_chunk(p, packed, s * kStripRows, row0, row1, s + 2 * kDotStrips <= strip1);
-            } else {
-                whole_tile(packed, p.blocks, QuantTile{p.xq, p.rows},
-                           {nullptr, true, true, 0, 0, s * kStripRows, &p.out});
-            }
+            const bool more = s + 2 * kDotStrips <= strip1;
+            if (few) dot_few(p, packed, s * kStripRows, more);
+            else dot_chunk(p, packed, s * kStripRows, row0, least(row0 + step, p.rows), more);
         }
 }
 

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #define TREADLE_INLINE static inline __attribute__((always_inline))
+#define TREADLE_METHOD inline __attribute__((always_inline))
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
@@ -10,6 +11,7 @@ inline constexpr int kLanes = 8;
 inline constexpr int kSignedBias = 0;  // signed weights stay signed
 inline constexpr int kDotRows = 2;     // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 2;
+inline constexpr int kWideRows = 0;   // most rows of an int8 tile of one vector; 0: there is none
 inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 2;
 
@@ -108,6 +110,7 @@ TREADLE_INLINE int32_t ifold_add(I a) {
     return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 0xb1)));
 }
 
-TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second cache.
+TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

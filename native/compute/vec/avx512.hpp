@@ -8,6 +8,7 @@
 #pragma GCC diagnostic pop
 
 #define TREADLE_INLINE static inline __attribute__((always_inline))
+#define TREADLE_METHOD inline __attribute__((always_inline))
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
@@ -15,6 +16,7 @@ inline constexpr int kLanes = 16;
 inline constexpr int kSignedBias = 128;  // signed weights are kept as w + 128, unsigned
 inline constexpr int kDotRows = 6;       // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 2;
+inline constexpr int kWideRows = 12;  // most rows of an int8 tile of one vector; 0: there is none
 inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 4;
 
@@ -112,6 +114,7 @@ TREADLE_INLINE float fold_add(F a) { return fold(a, Sum()); }
 TREADLE_INLINE float fold_max(F a) { return fold(a, Largest()); }
 TREADLE_INLINE int32_t ifold_add(I a) { return _mm512_reduce_add_epi32(a); }
 
-TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second cache.
+TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

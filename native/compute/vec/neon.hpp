@@ -3,6 +3,7 @@
 #include <arm_neon.h>
 
 #define TREADLE_INLINE static inline __attribute__((always_inline))
+#define TREADLE_METHOD inline __attribute__((always_inline))
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
@@ -10,6 +11,7 @@ inline constexpr int kLanes = 4;
 inline constexpr int kSignedBias = 0;
 inline constexpr int kDotRows = 3;  // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 4;
+inline constexpr int kWideRows = 12;  // most rows of an int8 tile of one vector; 0: there is none
 inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 4;
 
@@ -97,6 +99,7 @@ TREADLE_INLINE float fold_max(F a) {
 }
 TREADLE_INLINE int32_t ifold_add(I a) { return vaddvq_s32(a); }
 
-TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+// Into the second cache.
+TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

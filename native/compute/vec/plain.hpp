@@ -2,6 +2,7 @@
 #pragma once
 
 #define TREADLE_INLINE static inline __attribute__((always_inline))
+#define TREADLE_METHOD inline __attribute__((always_inline))
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
@@ -9,6 +10,7 @@ inline constexpr int kLanes = 16;
 inline constexpr int kSignedBias = 0;
 inline constexpr int kDotRows = 1;  // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 1;
+inline constexpr int kWideRows = 0;   // most rows of an int8 tile of one vector; 0: there is none
 inline constexpr int kFloatRows = 1;  // the f32 tile
 inline constexpr int kFloatVectors = 1;
 
