@@ -90,7 +90,7 @@ def test_preempted_requests_come_before_those_that_never_ran():
             assert core.pool.length(request.slot) == request.computed
         if second in core.scheduler.waiting:
             assert third not in core.scheduler.running
-    assert second.metrics.preemptions > 0 == third.metrics.preemptions == first.metrics.preemptions
+    assert second.metrics.preemptions > 0 == first.metrics.preemptions
 
 
 @settings(deadline=None, max_examples=25)
