@@ -49,7 +49,8 @@ test: .venv/.native .venv/.dev
 	.venv/bin/python -m pytest $(TESTS)
 
 .PHONY: lint
-lint: .venv/.native .venv/.dev
+lint: export PYTHONPATH := $(CURDIR)/src
+lint: .venv/.dev
 	ruff check src tests tools bench
 	ruff format --check src tests tools bench
 	mypy
