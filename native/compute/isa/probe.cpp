@@ -30,23 +30,23 @@ int64_t probe_dot(int64_t rounds, int32_t* sink) {
     return rounds * 8 * kChains * kLanes * 8;
 }
 
-// Reads `bytes` (a multiple of 1024) from aligned memory, both halves at once: two streams keep more reads in flight.
+// Reads `bytes` (a multiple of 512) from aligned memory as four streams at once, which keep more reads in flight than one.
 void probe_read(const std::byte* data, int64_t bytes, int32_t* sink) {
-    constexpr int kStep = 256, kLoads = kStep / (4 * kLanes);
-    I acc[2][kLoads];
-    for (int i = 0; i < kLoads; ++i) acc[0][i] = acc[1][i] = iset1(0);
-    const int64_t half = bytes / 2;
-    for (int64_t at = 0; at < half; at += kStep)
-#pragma GCC unroll 16
+    constexpr int kStreams = 4, kStep = 128, kLoads = kStep / (4 * kLanes);
+    I acc[kStreams];
+    for (int s = 0; s < kStreams; ++s) acc[s] = iset1(0);
+    const int64_t stream = bytes / kStreams;
+    for (int64_t at = 0; at < stream; at += kStep)
+#pragma GCC unroll 8
         for (int i = 0; i < kLoads; ++i)
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; ++h) {
-                const std::byte* p = data + h * half + at + i * 4 * kLanes;
-                acc[h][i] = iadd(acc[h][i], iload(reinterpret_cast<const int32_t*>(p)));
+#pragma GCC unroll 4
+            for (int s = 0; s < kStreams; ++s) {
+                const std::byte* p = data + s * stream + at + i * 4 * kLanes;
+                acc[s] = iadd(acc[s], iload(reinterpret_cast<const int32_t*>(p)));
             }
     alignas(64) int32_t out[kLanes];
-    for (int i = 0; i < kLoads; ++i) {
-        istore(out, iadd(acc[0][i], acc[1][i]));
+    for (int s = 0; s < kStreams; ++s) {
+        istore(out, acc[s]);
         *sink += out[0] & 1;
     }
 }
