@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline an example: on a busy machine that fails what is right. In CI the examples are the same every time.
+settings.register_profile("treadle", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("treadle")
 
 
 @pytest.fixture(scope="session")
