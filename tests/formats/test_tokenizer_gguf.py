@@ -226,7 +226,7 @@ def test_sentencepiece_ids(text: str, pair: Any) -> None:
 def test_sentencepiece_ids_of_any_text(text: str, pair: Any) -> None:
     ours, oracle = pair
     assert ours.encode(text, add_special=False) == oracle.encode(text)
-    assert ours.decode(oracle.encode(text)) == text
+    assert ours.decode(oracle.encode(text)) == text.replace("▁", " ")  # it cannot tell the two apart
 
 
 def test_text_that_spells_a_control_token_stays_text(pair: Any) -> None:
