@@ -105,8 +105,7 @@ std::unique_ptr<Program> make_program(std::shared_ptr<ThreadPool> pool, const st
                                      contract::StepLimits{rows, batch, sampled, seq_len, pages}, bound);
 }
 
-// Runs a step with the GIL released. Signal handlers run between ops; an exception that one raises cancels
-// the step.
+// Runs a step with the GIL released, so that another thread can cancel it.
 nb::object run_program(Program& program, const Ints& query_lens, const Ints& positions,
                        const Table& page_table, const Ints& state_slots, const Ints& sampled_rows,
                        bool count) {

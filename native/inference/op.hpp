@@ -111,7 +111,6 @@ struct Step {
     const int32_t* row_slot = nullptr;      // [rows] index into the batch
     const int32_t* row_position = nullptr;  // [rows]
     std::span<const RowBlock> blocks;       // all rows, cut into blocks
-    int64_t longest_query = 0;              // most rows of one slot
     int64_t longest_sequence = 0;           // most positions of one slot after the step
 };
 

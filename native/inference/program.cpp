@@ -80,7 +80,6 @@ Step Program::prepare(const contract::ExecutionContext& c) {
                                static_cast<int32_t>(position + r)});
         }
         step.rows += query;
-        step.longest_query = std::max(step.longest_query, query);
         step.longest_sequence = std::max(step.longest_sequence, position + query);
     }
     for (const int32_t row : c.sampled_rows) {

@@ -412,6 +412,17 @@ class VisionPatchEmbedParams(Params, frozen=True):
         }
 
 
+def _merger_dims(hidden: int, merge: int, intermediate: int, norm_after_merge: int) -> dict[str, int]:
+    """Sizes of the projection that merges merge x merge neighbouring vision rows."""
+    merged = hidden * merge * merge
+    return {
+        "hidden": hidden,
+        "merged_dim": merged,
+        "intermediate": intermediate,
+        "norm_dim": merged if norm_after_merge else hidden,
+    }
+
+
 class VisionSpatialMergeParams(Params, frozen=True):
     OPCODE = Opcode.VISION_SPATIAL_MERGE
     merge: U32
@@ -422,13 +433,7 @@ class VisionSpatialMergeParams(Params, frozen=True):
     activation: U32 = Activation.GELU
 
     def dims(self) -> dict[str, int]:
-        merged = self.hidden * self.merge * self.merge
-        return {
-            "hidden": self.hidden,
-            "merged_dim": merged,
-            "intermediate": self.intermediate,
-            "norm_dim": merged if self.norm_after_merge else self.hidden,
-        }
+        return _merger_dims(self.hidden, self.merge, self.intermediate, self.norm_after_merge)
 
 
 class VisionDeepstackExtractParams(Params, frozen=True):
@@ -441,13 +446,7 @@ class VisionDeepstackExtractParams(Params, frozen=True):
     activation: U32 = Activation.GELU
 
     def dims(self) -> dict[str, int]:
-        merged = self.hidden * self.merge * self.merge
-        return {
-            "hidden": self.hidden,
-            "merged_dim": merged,
-            "intermediate": self.intermediate,
-            "norm_dim": merged if self.norm_after_merge else self.hidden,
-        }
+        return _merger_dims(self.hidden, self.merge, self.intermediate, self.norm_after_merge)
 
 
 class VisionScatterParams(Params, frozen=True):
