@@ -8,6 +8,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <cstring>
 #include <optional>
 
@@ -23,6 +24,7 @@ namespace {
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ReadOnlyRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
+using ReadOnlyValues = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -160,6 +162,36 @@ void pack(const ReadOnlyRows& rows, int dtype, int64_t cols, const Bytes& out) {
     }
 }
 
+// Encodes values [rows, cols] into `out`, the rows shared out among the pool's threads. Returns the first row that has
+// no encoding (values not finite, or too large for the type's scales), or -1.
+int64_t encode(ThreadPool& pool, const std::string& isa, const ReadOnlyValues& values, int dtype,
+               const Bytes& out) {
+    const auto type = static_cast<compute::DType>(dtype);
+    const auto rows = static_cast<int64_t>(values.shape(0)), cols = static_cast<int64_t>(values.shape(1));
+    const compute::EncodedBlock block = compute::encoded_block(type);
+    if (block.cols == 0 || cols % block.cols != 0)
+        throw BindError("dtype " + std::to_string(dtype) + " has no encoder for rows of " +
+                        std::to_string(cols) + " columns");
+    const int64_t row_bytes = cols / block.cols * block.bytes;
+    if (static_cast<int64_t>(out.size()) != rows * row_bytes)
+        throw BindError("encoded buffer of " + std::to_string(out.size()) + " bytes, expected " +
+                        std::to_string(rows * row_bytes));
+    const Kernels& kernels = kernels_named(isa);
+    const float* source = values.data();
+    auto* target = reinterpret_cast<std::byte*>(out.data());
+    std::atomic<int64_t> next{0}, failed{rows};
+    const nb::gil_scoped_release released;
+    pool.run([&](int) {
+        for (int64_t row = next++; row < rows; row = next++) {
+            if (kernels.encode_row(type, source + row * cols, cols, target + row * row_bytes)) continue;
+            int64_t first = failed.load();
+            while (row < first && !failed.compare_exchange_weak(first, row)) {
+            }
+        }
+    });
+    return failed == rows ? -1 : failed.load();
+}
+
 nb::dict abi() {
     nb::dict out;
     for (const contract::ParamLayout& layout : contract::param_layouts()) {
@@ -230,6 +262,17 @@ NB_MODULE(_native, m) {
         nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"), "Bytes of a packed matrix.");
     m.def("pack", &pack, nb::arg("rows"), nb::arg("dtype"), nb::arg("cols"), nb::arg("out"),
           "Packs stored rows (uint8 [rows, row bytes]) into `out`.");
+    m.def(
+        "encoded_block",
+        [](int dtype) {
+            const compute::EncodedBlock block = compute::encoded_block(static_cast<compute::DType>(dtype));
+            if (block.cols == 0) throw BindError("dtype " + std::to_string(dtype) + " has no encoder");
+            return nb::make_tuple(block.cols, block.bytes);
+        },
+        nb::arg("dtype"), "Columns and bytes of a block of a type that `encode` makes.");
+    m.def("encode", &encode, nb::arg("pool"), nb::arg("isa"), nb::arg("values"), nb::arg("dtype"),
+          nb::arg("out"),
+          "Encodes f32 [rows, cols] as blocks of a file type; the first row without an encoding, or -1.");
     m.def(
         "probe_read_gb_s", [](int threads) { return compute::probe_read_gb_s(compute::kernels(), threads); },
         nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),

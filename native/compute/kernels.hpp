@@ -57,6 +57,12 @@ int64_t packed_bytes(DType type, int64_t rows, int64_t cols);
 // Packs 16 file-format rows (null: a zero row) into one strip of `strip_bytes` bytes.
 void pack_strip(DType type, const std::byte* const rows[kStripRows], int64_t cols, std::byte* dst);
 
+// Blocks of the types that Kernels::encode_row makes; all zero for the others.
+struct EncodedBlock {
+    int64_t cols, bytes;
+};
+EncodedBlock encoded_block(DType type);
+
 // ---------------------------------------------------------------------------------------------------------------
 // Matrix product epilogue: v = acc; v += bias[col]; v *= scale; v += residual[row, col]  (the last two as one fma).
 
@@ -160,6 +166,10 @@ struct Kernels {
                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
     // Row `row` of the matrix, dequantised exactly, to dst[cols].
     void (*unpack_row)(const PackedMatrix& w, int64_t row, float* dst);
+
+    // Encodes x[cols] as blocks of a file type (encoded_block; cols is a multiple of its columns). False, with dst
+    // undefined, where a value is not finite or its block's scale is too large for f16.
+    bool (*encode_row)(DType type, const float* x, int64_t cols, std::byte* dst);
 
     // One row each. gain and bias may be null; y may be x.
     // rmsnorm: y = x / sqrt(mean(x^2) + eps) * (gain + gain_offset)

@@ -12,6 +12,7 @@ const Kernels& table() {
         .matmul_i8 = matmul_i8,
         .matmul_f32 = matmul_f32,
         .unpack_row = unpack_row,
+        .encode_row = encode_row,
         .rmsnorm = rmsnorm,
         .layernorm = layernorm,
         .rope = rope,

@@ -15,6 +15,8 @@ void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const flo
                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
 void unpack_row(const PackedMatrix& w, int64_t row, float* dst);
 
+bool encode_row(DType type, const float* x, int64_t cols, std::byte* dst);
+
 void rmsnorm(const float* x, const float* gain, float gain_offset, float eps, int64_t cols, float* y);
 void layernorm(const float* x, const float* gain, const float* bias, float eps, int64_t cols, float* y);
 void rope(float* head, const float* cosine, const float* sine, int64_t half, RopeStyle style);

@@ -213,8 +213,10 @@ def _decode_q5_1(blocks: Bytes) -> F32Array:
 
 
 def _inverse(d: F32Array) -> F32Array:
-    """1/d, and 0 where d is 0 (an all-zero or constant block)."""
-    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+    """1/d, and 0 where d is 0 (an all-zero or constant block) or so small that 1/d is no f32."""
+    with np.errstate(over="ignore"):
+        inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+    return np.where(np.isinf(inverse), np.float32(0), inverse)
 
 
 def _f16_bytes(d: F32Array) -> Bytes:
