@@ -20,6 +20,7 @@ COMMANDS = {
     "pull": "fetch a model into the cache",
     "models": "list the models in the cache and those that can be pulled",
     "plan": "show a model's compiled plan, or the memory it needs",
+    "quantize": "write a model as a GGUF file of another type",
     "bench": "measure tokens a second and the share of the machine's limit",
 }
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from treadle.inference.request import SamplingParams
 
 
+# as in models/quantisation.py, whose import would make the help slow; a test compares them
+QUANTISED = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -32,6 +36,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
     parser.add_argument("--state-tokens", type=positive, metavar="N", help="tokens that all sequences hold together")
     parser.add_argument("--kv-dtype", choices=("f32", "f16", "bf16"), help="of keys and values")
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTISED,
+        metavar="TYPE",
+        help=f"encode a float checkpoint's matrices: {', '.join(QUANTISED)}",
+    )
     parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
 
 
@@ -79,6 +89,7 @@ ENGINE_FIELDS = (
     "max_num_seqs",
     "state_tokens",
     "kv_dtype",
+    "quantize",
     "allow_per_slot",
 )
 

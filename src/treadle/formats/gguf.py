@@ -112,6 +112,7 @@ class GGUFFile:
             parser = _Parser(self._file)
             self.version = parser.version
             self.metadata: Mapping[str, Value] = MappingProxyType(parser.metadata)
+            self._spans = parser.spans
             self.alignment = parser.alignment
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(parser.tensors)
         except BaseException:
@@ -133,6 +134,11 @@ class GGUFFile:
             found = "nothing" if value is None else type(value).__name__
             raise InvalidFile(f"{self.path}: metadata {key}: expected a string, found {found}")
         return value
+
+    def encoded(self, key: str) -> bytes:
+        """A metadata value as the file holds it: type number and payload."""
+        start, end = self._spans[key]
+        return self._file.view(start, end - start).tobytes()
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.tensors)
@@ -171,6 +177,7 @@ class _Parser:
         self.version = self._read_version()
         tensor_count = self._count("tensor_count", MIN_TENSOR_BYTES, MAX_TENSORS)
         metadata_count = self._count("metadata_kv_count", MIN_METADATA_BYTES, MAX_METADATA)
+        self.spans: dict[str, tuple[int, int]] = {}  # of each metadata value: where its type number and payload lie
         self.metadata = self._read_metadata(metadata_count)
         self.alignment = self._check_alignment()
         self._refuse_split()
@@ -234,7 +241,9 @@ class _Parser:
             key = self._text(f"metadata key {number}", MAX_NAME_BYTES)
             if key in metadata:
                 self._fail(f"metadata key {number}", f"{key!r} again", "each key once")
+            start = self._at
             metadata[key] = self._value(key, self._u32(f"metadata {key} type"))
+            self.spans[key] = (start, self._at)
         return metadata
 
     def _value(self, key: str, kind: int) -> Value:

@@ -1,10 +1,13 @@
-"""Writes a GGUF v3 file atomically: into a temporary file beside the target, synced, then renamed over it."""
+"""Writes a GGUF v3 file atomically: into a temporary file beside the target, synced, then renamed over it.
+
+Tensors may be made one at a time while the file is written, so that a model need not fit in memory twice.
+"""
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +17,10 @@ import numpy.typing as npt
 from treadle.errors import InvalidWeights
 from treadle.formats.atomic import atomic_file
 from treadle.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, MAGIC, StringArray
+from treadle.formats.mapped import Bytes
 from treadle.formats.tensors import quantise, tensor_nbytes
 
-__all__ = ["GGUFWriter"]
+__all__ = ["GGUFWriter", "Metadata"]
 
 _NUMBER_OF_DTYPE = {dtype: number for number, dtype in GGML_TYPES.items()}
 _NUMBER_OF_SCALAR = {
@@ -35,6 +39,8 @@ _NUMBER_OF_SCALAR = {
 _STRING, _ARRAY = 8, 9
 
 Item = bool | int | float | str | np.generic
+Progress = Callable[[int, int], None]
+"""Called with (bytes of tensors written, bytes of tensors in all)."""
 Metadata = Item | Sequence[Item] | npt.NDArray[np.generic] | StringArray
 
 
@@ -48,7 +54,7 @@ class GGUFWriter:
     def __init__(self, architecture: str, alignment: int = DEFAULT_ALIGNMENT) -> None:
         self._alignment = alignment
         self._metadata: dict[str, bytes] = {}
-        self._tensors: dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]] = {}
+        self._tensors: dict[str, tuple[str, tuple[int, ...], Callable[[], Bytes]]] = {}
         self.add("general.architecture", architecture)
         if alignment != DEFAULT_ALIGNMENT:
             self.add("general.alignment", np.uint32(alignment))
@@ -59,38 +65,59 @@ class GGUFWriter:
             raise ValueError(f"metadata {key}: given twice")
         self._metadata[key] = _encode(key, value)
 
+    def add_encoded(self, key: str, encoded: bytes) -> None:
+        """Set a metadata key to a value as another file holds it (GGUFFile.encoded)."""
+        if key in self._metadata:
+            raise ValueError(f"metadata {key}: given twice")
+        self._metadata[key] = encoded
+
     def add_tensor(self, name: str, values: npt.ArrayLike, dtype: str = "f32") -> None:
         """Add a tensor of real values [out, in], encoded as ``dtype`` by the reference quantiser."""
         array = np.asarray(values, dtype=np.float32)
         self.add_raw(name, quantise(array, dtype), dtype, array.shape)
 
-    def add_raw(self, name: str, raw: npt.NDArray[np.uint8], dtype: str, shape: Sequence[int]) -> None:
+    def add_raw(self, name: str, raw: Bytes, dtype: str, shape: Sequence[int]) -> None:
         """Add a tensor whose bytes are already encoded. Raises InvalidWeights if their number does not fit."""
+        _check_size(name, raw, dtype, shape)
+        self.add_made(name, lambda: raw, dtype, shape)
+
+    def add_made(self, name: str, make: Callable[[], Bytes], dtype: str, shape: Sequence[int]) -> None:
+        """Add a tensor whose bytes `make` returns when it is written. Raises InvalidWeights for an impossible shape."""
         if name in self._tensors:
             raise ValueError(f"tensor {name}: given twice")
-        if raw.nbytes != tensor_nbytes(dtype, shape):
-            raise InvalidWeights(f"tensor {name}: {dtype} {tuple(shape)} does not take {raw.nbytes} bytes")
-        self._tensors[name] = (dtype, tuple(shape), raw)
+        tensor_nbytes(dtype, shape)
+        self._tensors[name] = (dtype, tuple(shape), make)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
         """Write the file; either the whole new file is there afterwards or what was there before."""
         with atomic_file(Path(path)) as file:
-            self._write(file)
+            self._write(file, progress or (lambda done, total: None))
         return Path(path)
 
-    def _write(self, file: BinaryIO) -> None:
+    def _write(self, file: BinaryIO, progress: Progress) -> None:
         file.write(MAGIC + struct.pack("<IQQ", 3, len(self._tensors), len(self._metadata)))
         for key, encoded in self._metadata.items():
             file.write(_text(key) + encoded)
         offset = 0
-        for name, (dtype, shape, raw) in self._tensors.items():
+        for name, (dtype, shape, _) in self._tensors.items():
             dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
             file.write(_text(name) + dimensions + struct.pack("<IQ", _NUMBER_OF_DTYPE[dtype], offset))
-            offset += raw.nbytes + -raw.nbytes % self._alignment
-        for _, _, raw in self._tensors.values():
+            nbytes = tensor_nbytes(dtype, shape)
+            offset += nbytes + -nbytes % self._alignment
+        done, total = 0, sum(tensor_nbytes(dtype, shape) for dtype, shape, _ in self._tensors.values())
+        for name, (dtype, shape, make) in self._tensors.items():
             file.write(bytes(-file.tell() % self._alignment))
-            file.write(raw.data)
+            raw = make()
+            _check_size(name, raw, dtype, shape)
+            file.write(np.ascontiguousarray(raw).data)
+            done += raw.nbytes
+            progress(done, total)
         file.write(bytes(-file.tell() % self._alignment))
+
+
+def _check_size(name: str, raw: Bytes, dtype: str, shape: Sequence[int]) -> None:
+    if raw.nbytes != tensor_nbytes(dtype, shape):
+        raise InvalidWeights(f"tensor {name}: {dtype} {tuple(shape)} does not take {raw.nbytes} bytes")
 
 
 def _text(text: str) -> bytes:

@@ -138,7 +138,7 @@ def _sentencepiece(
     if scores is None:
         raise InvalidFile(f"metadata {PREFIX}scores: expected {len(tokens)} numbers, found nothing")
     space_prefix = fields.flag("add_space_prefix", True)
-    merges = _merges_from_scores(tokens, types, scores.tolist())
+    merges = merges_from_scores(tokens, types, scores.tolist())
     unknown = fields.token_id("unknown_token_id", len(tokens))
     with guarded(f"metadata {PREFIX}tokens and scores"):
         model = models.BPE(
@@ -172,7 +172,7 @@ def _split_merge(number: int, merge: str) -> tuple[str, str]:
     return merge[:middle], merge[middle + 1 :]
 
 
-def _merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+def merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
     """Every way to make a piece out of two pieces, best joined score first (sentencepiece src/bpe_model.cc).
 
     Only normal and user-defined pieces take part: text that happens to spell a control token must not become it.

@@ -28,6 +28,8 @@ from treadle.inference.memory import available_bytes
 from treadle.inference.state import StatePool
 from treadle.models.checkpoint import Checkpoint, open_checkpoint
 from treadle.models.compile import CompileOptions
+from treadle.models.export_gguf import export
+from treadle.models.quantisation import FLOAT_TYPES, QUANTISED_TYPES, Quantisation
 from treadle.plan.codec import encode
 from treadle.plan.dump import as_dict, text
 from treadle.plan.ir import DType, ModelPlans
@@ -42,11 +44,13 @@ __all__ = [
     "EngineOptions",
     "KnownModel",
     "MemoryQuote",
+    "QuantizeReport",
     "ResolvedModel",
     "describe",
     "list_models",
     "load",
     "pull",
+    "quantize_file",
     "resolve",
 ]
 
@@ -75,6 +79,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of logits in one step. None: max_num_seqs."""
     state_tokens: int | None = None
     """Tokens whose state all sequences hold together. None: max_num_seqs full ones, at most 16384 or one full one."""
+    quantize: str | None = None
+    """Block type that the matrices of an f32, f16 or bf16 checkpoint are encoded to as they are loaded."""
     allow_per_slot: bool = False
     """Bind a backend that runs some ops slot by slot."""
 
@@ -85,6 +91,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidRequest(f"{name} must be a positive integer, found {value!r}")
         if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
             raise InvalidRequest(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {self.kv_dtype!r}")
+        if self.quantize is not None and self.quantize not in QUANTISED_TYPES:
+            raise InvalidRequest(f"quantize must be one of {', '.join(QUANTISED_TYPES)}, found {self.quantize!r}")
         for name in ("max_num_batched_tokens", "max_num_logits"):
             value = getattr(self, name)
             if value is not None and value < self.max_num_seqs:
@@ -209,7 +217,7 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     began = time.monotonic()
     backend = _backend(options)
     found = resolve(model)
-    checkpoint = open_checkpoint(found.path)
+    checkpoint = open_checkpoint(found.path, _quantisation(options.quantize, options.threads))
     try:
         plans, layout = _compiled(checkpoint, backend, options)
         quote = layout.quote()
@@ -237,7 +245,7 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     began = time.monotonic()
     backend = _backend(options)
     found = resolve(model)
-    checkpoint = open_checkpoint(found.path)
+    checkpoint = open_checkpoint(found.path, _quantisation(options.quantize, options.threads))
     try:
         plans, layout = _compiled(checkpoint, backend, options)
     finally:
@@ -246,8 +254,74 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     return Description(plans, info, layout.quote())
 
 
+class QuantizeReport(msgspec.Struct, frozen=True):
+    """A file that `quantize_file` wrote. `tensor_types`: how many tensors have each type."""
+
+    model: str
+    path: str
+    type: str
+    tensor_types: dict[str, int]
+    source_bytes: int
+    file_bytes: int
+    seconds: float
+
+
+def quantize_file(
+    model: str | Path,
+    target: str | Path,
+    dtype: str,
+    *,
+    threads: int | None = None,
+    force: bool = False,
+    allow_requantize: bool = False,
+    progress: Progress | None = None,
+) -> QuantizeReport:
+    """Writes a GGUF file of a model with its matrices as `dtype`; `progress` gets bytes written and bytes in all.
+
+    `force`: replace a file that is there. `allow_requantize`: take matrices stored below q8_0. The file appears whole
+    or not at all. Raises InvalidRequest, what opening a model raises, UnsupportedModel for what GGUF cannot say.
+    """
+    began = time.monotonic()
+    path = Path(target)
+    if dtype not in (*QUANTISED_TYPES, *FLOAT_TYPES):
+        raise InvalidRequest(f"type must be one of {', '.join((*QUANTISED_TYPES, *FLOAT_TYPES))}, found {dtype!r}")
+    if path.suffix != ".gguf":
+        raise InvalidRequest(f"{path}: the file to write must be named .gguf")
+    if path.is_dir() or (path.exists() and not force):
+        raise InvalidRequest(f"{path} exists; --force replaces a file")
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"{path.parent}: no such directory")
+    found = resolve(model)
+    checkpoint = open_checkpoint(found.path)
+    try:
+        quantisation = _quantisation(dtype, threads)
+        assert quantisation is not None
+        written = export(checkpoint, quantisation, path, allow_requantize=allow_requantize, progress=progress)
+        source_bytes = sum(checkpoint.tensors.info(name).nbytes for name in checkpoint.tensors.names())
+    finally:
+        checkpoint.close()
+    return QuantizeReport(
+        model=found.name,
+        path=str(path),
+        type=dtype,
+        tensor_types=written.types,
+        source_bytes=source_bytes,
+        file_bytes=path.stat().st_size,
+        seconds=time.monotonic() - began,
+    )
+
+
 def _backend(options: EngineOptions) -> Backend:
     return create(options.backend, BackendOptions(options.threads, options.numerics, _decode))
+
+
+def _quantisation(name: str | None, threads: int | None) -> Quantisation | None:
+    if name is None:
+        return None
+    from treadle.compute.encode import RowEncoder  # the native core, which not every backend needs
+    from treadle.inference.backends.cpu import default_threads
+
+    return Quantisation(DType[name.upper()], RowEncoder(threads or default_threads()))
 
 
 def _decode(view: TensorView) -> NDArray[np.float32]:

@@ -46,6 +46,7 @@ class LLM:
         kv_dtype: str | None = None,
         max_num_logits: int | None = None,
         state_tokens: int | None = None,
+        quantize: str | None = None,
         allow_per_slot: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class LLM:
             kv_dtype=kv_dtype,
             max_num_logits=max_num_logits,
             state_tokens=state_tokens,
+            quantize=quantize,
             allow_per_slot=allow_per_slot,
         )
         self._loaded: Engine | None = load(model, options, progress)

@@ -13,6 +13,7 @@ from treadle.formats.safetensors import SafetensorsFile
 from treadle.formats.tensors import TensorSource
 from treadle.models.compile import CompileOptions, compile_model
 from treadle.models.config import Config, Keys
+from treadle.models.quantisation import Quantisation
 from treadle.models.registry import Family, family_of_gguf, family_of_json
 from treadle.models.spec import Architecture
 from treadle.models.weights import CheckpointWeights
@@ -46,17 +47,17 @@ class Checkpoint:
         self.tensors.close()
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a .gguf file, or a directory with config.json and safetensors.
+def open_checkpoint(path: str | os.PathLike[str], quantisation: Quantisation | None = None) -> Checkpoint:
+    """Open a .gguf file, or a directory with config.json and safetensors. `quantisation`: of matrices, on load.
 
     Raises ModelNotFound, InvalidFile (damaged) or UnsupportedModel (naming what is not known).
     """
     path = Path(path)
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, quantisation)
     if not path.exists():
         raise ModelNotFound(f"{path}: no such file or directory")
-    return _open_gguf(path)
+    return _open_gguf(path, quantisation)
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
@@ -67,19 +68,20 @@ def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
     return family, family.config.read(Keys.of_json(values, where))
 
 
-def _open_directory(path: Path) -> Checkpoint:
+def _open_directory(path: Path, quantisation: Quantisation | None) -> Checkpoint:
     family, config = read_config(path / CONFIG_NAME)
     architecture = family.architecture(config)
     tensors = SafetensorsFile.open(path)
-    return Checkpoint(path, tensors, config, architecture, CheckpointWeights(tensors, path.name))
+    return Checkpoint(path, tensors, config, architecture, CheckpointWeights(tensors, path.name, quantisation))
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(path: Path, quantisation: Quantisation | None) -> Checkpoint:
     tensors = GGUFFile.open(path)
     try:
         family = family_of_gguf(tensors.architecture, path.name)
         config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
-        return Checkpoint(path, tensors, config, family.architecture(config), CheckpointWeights(tensors, path.name))
+        weights = CheckpointWeights(tensors, path.name, quantisation)
+        return Checkpoint(path, tensors, config, family.architecture(config), weights)
     except BaseException:
         tensors.close()
         raise

@@ -16,6 +16,9 @@ HF_FAMILIES: Final[Mapping[str, str]] = {"llama": "llama", "mistral": "mistral"}
 GGUF_FAMILIES: Final[Mapping[str, str]] = {"llama": "llama"}
 """general.architecture of GGUF -> module in families/."""
 
+GGUF_ARCHITECTURES: Final[Mapping[str, str]] = {"llama": "llama", "mistral": "llama"}
+"""MODEL_TYPE of a family's config -> the architecture that GGUF files of it name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Family:

@@ -10,7 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.errors import UnsupportedModel
 from treadle.models.config import Keys, single
+from treadle.models.generators import generate, rope_powers
 from treadle.models.spec import Names, WeightSpec
 from treadle.plan.ir import Container, Generator, GeneratorKind
 
@@ -109,6 +114,31 @@ _SCALINGS: Final[Mapping[str, Callable[[Keys, float, Mapping[str, Any]], Rope]]]
     "yarn": _yarn,
 }
 """transformers' rope_type -> reader. Types whose frequencies change with the length (dynamic, longrope) are refused."""
+
+
+def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.float32] | None, Rope]:
+    """A rope as GGUF says it: metadata behind the architecture's prefix, the tensor of divisors if it takes one, and
+    the rope that a reader makes of them. Raises UnsupportedModel for what GGUF cannot say."""
+    keys: dict[str, float | int | str] = {"rope.dimension_count": rope.rotary_dim, "rope.freq_base": rope.args[0]}
+    if rope.kind is GeneratorKind.ROPE_LLAMA3:
+        divisors = _divisors(Generator(rope.kind, (float(rope.rotary_dim), *rope.args)))
+        return keys, divisors, dataclasses.replace(rope, kind=GeneratorKind.ROPE_FACTORS, args=rope.args[:1])
+    if rope.kind is GeneratorKind.ROPE_LINEAR:
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.args[1]}
+    elif rope.kind is GeneratorKind.ROPE_YARN:
+        _, factor, beta_fast, beta_slow, original, _ = rope.args
+        keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
+        keys |= {"rope.scaling.original_context_length": int(original)}
+        keys |= {"rope.scaling.yarn_beta_fast": beta_fast, "rope.scaling.yarn_beta_slow": beta_slow}
+    elif rope.kind is not GeneratorKind.ROPE_DEFAULT:
+        raise UnsupportedModel(f"rope frequencies of kind {rope.kind.name.lower()} have no equal in GGUF")
+    return keys, None, rope
+
+
+def _divisors(scaled: Generator) -> NDArray[np.float32]:
+    """Divisors f32 [dim / 2] of the default frequencies; what a reader makes of them is right to the last bit or two."""
+    dim, theta = scaled.args[:2]
+    return (1.0 / (generate(scaled).astype(np.float64) * rope_powers(int(dim), theta))).astype(np.float32)
 
 
 def _yarn_scale(inner: Keys, factor: float) -> float:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.errors import InvalidWeights
+from treadle.errors import InvalidWeights, UnsupportedModel
 from treadle.formats.tensors import BLOCK_SIZES, PLAIN_DTYPES, plain_array
 from treadle.plan.ir import DType, Transform, TransformKind
 
@@ -61,6 +61,19 @@ def apply(transform: Transform, parts: list[Part]) -> list[Part]:
     ]
 
 
+def check_invertible(transform: Transform, where: str) -> None:
+    """Raises UnsupportedModel for a transform that `invert` does not undo."""
+    if transform.kind not in _INVERSES:
+        raise UnsupportedModel(f"{where}: the transform {transform.kind.name.lower()} cannot be undone")
+
+
+def invert(transform: Transform, part: Part) -> Part:
+    """The part that `apply` made this one of. Raises UnsupportedModel where there is no inverse."""
+    check_invertible(transform, "a weight")
+    moved = _INVERSES[transform.kind](transform.args, part)
+    return Part(part.form, arrange(part.form, np.ascontiguousarray(moved).reshape(-1)))
+
+
 def _need(condition: bool, message: str) -> None:
     if not condition:
         raise InvalidWeights(message)
@@ -81,6 +94,12 @@ def _pair_rows(args: Args, parts: list[Part]) -> list[Bytes]:
     """Row (head, pair, half) -> (head, half, pair): the inverse of llama.cpp's LlamaModel.permute."""
     (heads,) = args
     return [part.data.reshape(heads, -1, 2, *part.data.shape[1:]).swapaxes(1, 2) for part in parts]
+
+
+def _unpair_rows(args: Args, part: Part) -> Bytes:
+    """Row (head, half, pair) -> (head, pair, half)."""
+    (heads,) = args
+    return part.data.reshape(heads, 2, -1, *part.data.shape[1:]).swapaxes(1, 2)
 
 
 def _sliced(args: Args, forms: list[Form]) -> list[Form]:
@@ -207,6 +226,9 @@ def _add_constant(args: Args, parts: list[Part]) -> list[Bytes]:
     return [(_values(part) + np.float32(args[0])).view(np.uint8) for part in parts]
 
 
+_INVERSES: Final[Mapping[TransformKind, Callable[[Args, Part], Bytes]]] = {
+    TransformKind.ROPE_ROWS_FROM_INTERLEAVED: _unpair_rows,
+}
 _RULES: Final[Mapping[TransformKind, Rule]] = {
     TransformKind.ROPE_ROWS_FROM_INTERLEAVED: Rule(_whole_heads, _pair_rows),
     TransformKind.SLICE_ROWS: Rule(_sliced, _slice),

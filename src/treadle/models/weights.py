@@ -12,16 +12,18 @@ from treadle.errors import InvalidWeights, UnsupportedModel
 from treadle.formats.tensors import TensorInfo, TensorSource, dequantise
 from treadle.models.compile import MATRIX_DTYPES
 from treadle.models.generators import generate
-from treadle.models.transforms import Form, Part, apply, arrange, outcome
+from treadle.models.quantisation import Quantisation
+from treadle.models.transforms import FLOATS, Form, Part, apply, arrange, outcome
 from treadle.plan.ir import Container, DType, Source, WeightBinding
 from treadle.plan.views import TensorView
 
 
 class CheckpointWeights:
-    """The weights of one container."""
+    """The weights of one container. With a `quantisation` its matrices are encoded as they are loaded."""
 
-    def __init__(self, tensors: TensorSource, where: str) -> None:
+    def __init__(self, tensors: TensorSource, where: str, quantisation: Quantisation | None = None) -> None:
         self._tensors = tensors
+        self._quantisation = quantisation
         self._known = frozenset(tensors.names())
         self._container = Container.GGUF if tensors.container == "gguf" else Container.SAFETENSORS
         self._where = where
@@ -61,12 +63,23 @@ class CheckpointWeights:
             raise InvalidWeights(
                 f"{self._where}: weight {binding.name}: expected shape {expected}, found {_listed(infos)}"
             )
-        if forms[0].dtype not in binding.dtypes:
+        dtype = self._quantised(binding, forms[0].dtype)
+        if dtype not in binding.dtypes:
             expected_types = ", ".join(dtype.name.lower() for dtype in binding.dtypes)
-            raise InvalidWeights(
-                f"{self._where}: weight {binding.name}: expected type {expected_types}, found {_listed(infos)}"
+            found = _listed(infos) if dtype is forms[0].dtype else dtype.name.lower()
+            raise InvalidWeights(f"{self._where}: weight {binding.name}: expected type {expected_types}, found {found}")
+        return dtype
+
+    def _quantised(self, binding: WeightBinding, stored: DType) -> DType:
+        """The type that a weight stored as `stored` is loaded as. Raises UnsupportedModel where it is quantised."""
+        if self._quantisation is None or len(binding.shape) < 2:
+            return stored
+        if stored not in FLOATS:
+            raise UnsupportedModel(
+                f"{self._where}: weight {binding.name} is {stored.name.lower()} already: only f32, f16 and bf16 "
+                "checkpoints are quantised on load; `treadle quantize` writes a file of another type"
             )
-        return forms[0].dtype
+        return self._quantisation.type_of(binding.name, binding.shape, stored)
 
     def load(self, binding: WeightBinding) -> TensorView:
         """The logical weight; a view of the mapped file where no transform moves bytes. Raises as `dtype`."""
@@ -84,6 +97,12 @@ class CheckpointWeights:
         for transform in source.transforms:
             parts = apply(transform, parts)
         (part,) = parts
+        if dtype is not part.form.dtype:
+            assert self._quantisation is not None
+            try:
+                return TensorView(dtype, binding.shape, self._quantisation.encoded(part, dtype))
+            except InvalidWeights as error:
+                raise InvalidWeights(f"{self._where}: weight {binding.name}: {error}") from None
         data = part.data.reshape(-1) if len(binding.shape) == 1 else part.data
         return TensorView(dtype, binding.shape, data)
 
