@@ -52,9 +52,7 @@ def test_no_command_shows_the_help_and_fails():
 def test_unknown_command_is_a_usage_error():
     result = treadle("walk")
     assert result.returncode == 2
-    assert result.stderr == (
-        "treadle: unknown command 'walk'; known: run, chat, pull, models, plan, bench (see treadle --help)\n"
-    )
+    assert result.stderr == (f"treadle: unknown command 'walk'; known: {', '.join(COMMANDS)} (see treadle --help)\n")
 
 
 def test_wrong_option_is_one_line():

@@ -307,7 +307,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"old")
-    monkeypatch.setattr(GGUFWriter, "_write", lambda self, file: [][0])
+    monkeypatch.setattr(GGUFWriter, "_write", lambda self, file, progress: [][0])
     with pytest.raises(IndexError):
         GGUFWriter("any").save(path)
     assert path.read_bytes() == b"old"

@@ -40,8 +40,8 @@ class Quantisation:
     def type_of(self, weight: str, shape: tuple[int, ...], stored: DType) -> DType:
         """The type that a weight [rows, cols] becomes, from its name in the plan and the type it is stored as.
 
-        Vectors stay as they are. Embedding table and head take TABLE_TYPE for types below it. Rows that are no whole number
-        of blocks take q8_0, and what does not even fit that stays as it is.
+        Vectors stay as they are. Embedding table and head take TABLE_TYPE for types below it. Rows that are no whole
+        number of blocks take q8_0, and what does not even fit that stays as it is.
         """
         if len(shape) < 2:
             return stored

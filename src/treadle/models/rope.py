@@ -136,7 +136,7 @@ def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.floa
 
 
 def _divisors(scaled: Generator) -> NDArray[np.float32]:
-    """Divisors f32 [dim / 2] of the default frequencies; what a reader makes of them is right to the last bit or two."""
+    """Divisors f32 [dim / 2] of the default frequencies; what a reader makes of them is right to a bit or two."""
     dim, theta = scaled.args[:2]
     return (1.0 / (generate(scaled).astype(np.float64) * rope_powers(int(dim), theta))).astype(np.float32)
 
