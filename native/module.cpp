@@ -15,6 +15,7 @@
 #include "build_info.hpp"
 #include "compute/probe.hpp"
 #include "inference/program.hpp"
+#include "inference/weights.hpp"
 
 namespace nb = nanobind;
 using namespace treadle;
@@ -23,6 +24,7 @@ using namespace treadle::inference;
 namespace {
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ReadOnlyBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ReadOnlyRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::device::cpu>;
 using ReadOnlyValues = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -136,7 +138,7 @@ nb::object run_program(Program& program, const Ints& query_lens, const Ints& pos
 }
 
 // Packs rows [rows, row bytes] of a stored tensor into `out`.
-void pack(const ReadOnlyRows& rows, int dtype, int64_t cols, const Bytes& out) {
+void pack(ThreadPool& pool, const ReadOnlyRows& rows, int dtype, int64_t cols, const Bytes& out) {
     const auto type = static_cast<compute::DType>(dtype);
     const auto count = static_cast<int64_t>(rows.shape(0));
     if (!compute::packable(type, cols))
@@ -148,18 +150,9 @@ void pack(const ReadOnlyRows& rows, int dtype, int64_t cols, const Bytes& out) {
     }
     if (static_cast<int64_t>(out.size()) < compute::packed_bytes(type, count, cols))
         throw BindError("packed buffer is too small");
-    const auto* source = reinterpret_cast<const std::byte*>(rows.data());
-    const int64_t stride = rows.stride(0);
-    const int64_t strip = compute::strip_bytes(type, cols);
-    auto* target = reinterpret_cast<std::byte*>(out.data());
     const nb::gil_scoped_release released;
-    for (int64_t first = 0; first < count; first += compute::kStripRows, target += strip) {
-        const std::byte* strip_rows[compute::kStripRows];
-        for (int64_t r = 0; r < compute::kStripRows; ++r) {
-            strip_rows[r] = first + r < count ? source + (first + r) * stride : nullptr;
-        }
-        compute::pack_strip(type, strip_rows, cols, target);
-    }
+    pack_matrix(pool, type, reinterpret_cast<const std::byte*>(rows.data()), count, rows.stride(0), cols,
+                reinterpret_cast<std::byte*>(out.data()));
 }
 
 // Encodes values [rows, cols] into `out`, the rows shared out among the pool's threads. Returns the first row that has
@@ -260,8 +253,19 @@ NB_MODULE(_native, m) {
             return compute::packed_bytes(static_cast<compute::DType>(dtype), rows, cols);
         },
         nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"), "Bytes of a packed matrix.");
-    m.def("pack", &pack, nb::arg("rows"), nb::arg("dtype"), nb::arg("cols"), nb::arg("out"),
-          "Packs stored rows (uint8 [rows, row bytes]) into `out`.");
+    m.def(
+        "packing_signature", [](int dtype) { return packing_signature(static_cast<compute::DType>(dtype)); },
+        nb::arg("dtype"),
+        "Names the bytes that `pack` makes of a dtype: equal signatures, equal bytes. 0: it packs none.");
+    m.def("pack", &pack, nb::arg("pool"), nb::arg("rows"), nb::arg("dtype"), nb::arg("cols"), nb::arg("out"),
+          "Packs stored rows (uint8 [rows, row bytes]) into `out`, on all threads of an idle pool.");
+    m.def(
+        "checksum",
+        [](ThreadPool& pool, const ReadOnlyBytes& data) {
+            return checksum(pool, reinterpret_cast<const std::byte*>(data.data()), data.size());
+        },
+        nb::arg("pool"), nb::arg("data"), nb::call_guard<nb::gil_scoped_release>(),
+        "64-bit checksum against accidents, at memory speed, on all threads of an idle pool.");
     m.def(
         "encoded_block",
         [](int dtype) {

@@ -14,6 +14,9 @@ from hypothesis import settings
 settings.register_profile("treadle", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("treadle")
 
+# Tests pack what they run: a cache of the user's would hide a defect of packing, and be filled with tiny models.
+os.environ["TREADLE_CACHE_LIMIT"] = "0"
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

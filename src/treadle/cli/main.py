@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "pull": "fetch a model into the cache",
     "models": "list the models in the cache and those that can be pulled",
+    "cache": "list or delete the packed weights that starts have kept",
     "plan": "show a model's compiled plan, or the memory it needs",
     "quantize": "write a model as a GGUF file of another type",
     "bench": "measure tokens a second and the share of the machine's limit",

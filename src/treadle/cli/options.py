@@ -43,6 +43,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help=f"encode a float checkpoint's matrices: {', '.join(QUANTISED)}",
     )
     parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
+    parser.add_argument(
+        "--no-weight-cache",
+        dest="weight_cache",
+        action="store_false",
+        help="pack the weights anew and keep nothing on disk (see treadle cache)",
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
@@ -91,6 +97,7 @@ ENGINE_FIELDS = (
     "kv_dtype",
     "quantize",
     "allow_per_slot",
+    "weight_cache",
 )
 
 

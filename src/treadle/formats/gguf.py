@@ -124,6 +124,10 @@ class GGUFFile:
         return cls(path)
 
     @property
+    def files(self) -> tuple[MappedFile, ...]:
+        return (self._file,)
+
+    @property
     def architecture(self) -> str:
         return self.text("general.architecture")
 

@@ -2,8 +2,8 @@
 
 A reference is, in this order: a path (a GGUF file, or a directory with config.json and safetensors), a known name
 (``smollm2``), or a hub id (``org/name``, or ``org/name/file.gguf``). Nothing here goes to the network unless asked to
-by ``pull``. Models live in ``$TREADLE_HOME/models``, else ``$XDG_CACHE_HOME/treadle/models``, else
-``~/.cache/treadle/models``.
+by ``pull``. Models live in ``models`` under ``$TREADLE_HOME``, else ``$XDG_CACHE_HOME/treadle``, else
+``~/.cache/treadle``.
 """
 
 from __future__ import annotations
@@ -82,13 +82,18 @@ _WORD = r"[A-Za-z0-9][\w.-]{0,95}"
 _HUB_ID = re.compile(rf"(?P<repo>{_WORD}/{_WORD})(/(?P<file>({_WORD}/)*{_WORD}\.gguf))?")
 
 
-def models_directory() -> Path:
-    """Where pulled models live; it need not exist yet."""
+def home_directory() -> Path:
+    """Where treadle keeps what it fetched or made; it need not exist yet."""
     home = os.environ.get("TREADLE_HOME")
     if home:
-        return Path(home).expanduser() / "models"
+        return Path(home).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "treadle" / "models"
+    return (Path(cache) if cache else Path.home() / ".cache") / "treadle"
+
+
+def models_directory() -> Path:
+    """Where pulled models live; it need not exist yet."""
+    return home_directory() / "models"
 
 
 def resolve(reference: str | os.PathLike[str]) -> ResolvedModel:

@@ -28,7 +28,8 @@ class MappedFile:
         self.path = Path(path)
         try:
             with self.path.open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
+                self.stat = os.fstat(file.fileno())
+                self.size = self.stat.st_size
                 if self.size == 0:
                     raise InvalidFile(f"{self.path}: the file is empty")
                 self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -77,6 +77,10 @@ class SafetensorsFile:
     def open(cls, path: str | os.PathLike[str]) -> Self:
         return cls(path)
 
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        return tuple(self._files)
+
     def names(self) -> tuple[str, ...]:
         return tuple(self.tensors)
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treadle.errors import InvalidWeights, UnsupportedModel
-from treadle.formats.mapped import Bytes
+from treadle.formats.mapped import Bytes, MappedFile
 
 __all__ = [
     "BLOCK_SIZES",
@@ -103,6 +103,11 @@ class TensorSource(Protocol):
 
     @property
     def container(self) -> Container: ...
+
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The mapped files that hold the tensors."""
+        ...
 
     def names(self) -> tuple[str, ...]: ...
 

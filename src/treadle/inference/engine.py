@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from numpy.typing import NDArray
 from treadle.errors import InvalidRequest, OutOfMemoryQuote
 from treadle.formats.chat_template import ChatTemplate
 from treadle.formats.gguf import GGUFFile
-from treadle.formats.hub import KNOWN_MODELS, CachedModel, KnownModel, ResolvedModel, list_models, pull, resolve
+from treadle.formats.hub import (
+    KNOWN_MODELS,
+    CachedModel,
+    KnownModel,
+    ResolvedModel,
+    home_directory,
+    list_models,
+    pull,
+    resolve,
+)
 from treadle.formats.tensors import dequantise
 from treadle.formats.tokenizer import Tokenizer
 from treadle.inference.backends import BackendOptions, Numerics, create
@@ -26,6 +36,7 @@ from treadle.inference.cost import StepCost, step_cost
 from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, lay_out
 from treadle.inference.memory import available_bytes
 from treadle.inference.state import StatePool
+from treadle.inference.weight_cache import LIMIT_VARIABLE, CachedWeights, Place, SourceFile, WeightCache, limit_from
 from treadle.models.checkpoint import Checkpoint, open_checkpoint
 from treadle.models.compile import CompileOptions
 from treadle.models.export_gguf import export
@@ -38,6 +49,7 @@ from treadle.plan.views import StepLimits, TensorView
 __all__ = [
     "KNOWN_MODELS",
     "CachedModel",
+    "CachedWeights",
     "Description",
     "Engine",
     "EngineInfo",
@@ -52,6 +64,7 @@ __all__ = [
     "pull",
     "quantize_file",
     "resolve",
+    "weight_cache",
 ]
 
 DEFAULT_MAX_MODEL_LEN: Final = 8192
@@ -83,6 +96,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Block type that the matrices of an f32, f16 or bf16 checkpoint are encoded to as they are loaded."""
     allow_per_slot: bool = False
     """Bind a backend that runs some ops slot by slot."""
+    weight_cache: bool = True
+    """Map packed weights that an earlier start kept on disk, and keep those of this one."""
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_logits", "state_tokens"):
@@ -133,6 +148,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     peak_registers: int
     plan_bytes: int
     max_model_len: int
+    weights_mapped: bool
+    """Whether the weights came packed from the weight cache."""
     load_s: float
 
 
@@ -206,6 +223,8 @@ class Engine:
     memory_quote: MemoryQuote
     memory_measured_bytes: int
     cost: StepCost
+    place: Place | None
+    """The model's place in the weight cache; to be finished when the engine is done."""
 
 
 def load(model: str | Path, options: EngineOptions, progress: Progress | None = None) -> Engine:
@@ -217,13 +236,15 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     began = time.monotonic()
     backend = _backend(options)
     found = resolve(model)
-    checkpoint = open_checkpoint(found.path, _quantisation(options.quantize, options.threads))
+    quantisation = _quantisation(options.quantize, options.threads)
+    checkpoint = open_checkpoint(found.path, quantisation)
     try:
         plans, layout = _compiled(checkpoint, backend, options)
         quote = layout.quote()
         _check_memory(quote, available_bytes())
         text_tools = Text.of(checkpoint)
-        executor = Executor(layout, backend, checkpoint.weights, progress)
+        place = _place(checkpoint, found.name, layout, backend, quantisation) if options.weight_cache else None
+        executor = Executor(layout, backend, checkpoint.weights, progress, place)
     finally:
         checkpoint.close()
     limits = layout.limits
@@ -232,11 +253,12 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     return Engine(
         core=core,
         text=text_tools,
-        info=_info(found, plans, limits, backend, time.monotonic() - began),
+        info=_info(found, plans, limits, backend, executor.weights_mapped, time.monotonic() - began),
         plans=plans,
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
         cost=step_cost(layout),
+        place=place,
     )
 
 
@@ -250,7 +272,7 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
         plans, layout = _compiled(checkpoint, backend, options)
     finally:
         checkpoint.close()
-    info = _info(found, plans, layout.limits, backend, time.monotonic() - began)
+    info = _info(found, plans, layout.limits, backend, False, time.monotonic() - began)
     return Description(plans, info, layout.quote())
 
 
@@ -335,6 +357,26 @@ def _compiled(checkpoint: Checkpoint, backend: Backend, options: EngineOptions) 
     return plans, lay_out(plans, backend, checkpoint.weights, limits, options.allow_per_slot)
 
 
+def weight_cache() -> WeightCache:
+    """The cache under treadle's home, with the limit of TREADLE_CACHE_LIMIT. Raises InvalidRequest for a bad limit."""
+    limit = os.environ.get(LIMIT_VARIABLE)
+    return WeightCache(home_directory() / "weights", None if limit is None else limit_from(limit))
+
+
+def _place(
+    checkpoint: Checkpoint, name: str, layout: Layout, backend: Backend, quantisation: Quantisation | None
+) -> Place | None:
+    """None where nothing is to be kept: the cache is switched off, or the backend packs nothing worth keeping."""
+    cache = weight_cache()
+    packing = layout.packing(backend)
+    if cache.off or packing is None:
+        return None
+    if quantisation is not None:
+        packing += " of " + quantisation.signature(layout.dtypes.values())
+    files = [SourceFile(file.path, file.stat) for file in checkpoint.tensors.files]
+    return Place(cache, name, files, packing, backend.checksum)
+
+
 def _check_memory(quote: MemoryQuote, available: int | None) -> None:
     if available is not None and quote.total_bytes > available:
         raise OutOfMemoryQuote(
@@ -344,7 +386,14 @@ def _check_memory(quote: MemoryQuote, available: int | None) -> None:
         )
 
 
-def _info(found: ResolvedModel, plans: ModelPlans, limits: StepLimits, backend: Backend, load_s: float) -> EngineInfo:
+def _info(
+    found: ResolvedModel,
+    plans: ModelPlans,
+    limits: StepLimits,
+    backend: Backend,
+    weights_mapped: bool,
+    load_s: float,
+) -> EngineInfo:
     data = encode(plans)
     described = backend.describe()
     stages = plans.stages()
@@ -360,5 +409,6 @@ def _info(found: ResolvedModel, plans: ModelPlans, limits: StepLimits, backend: 
         peak_registers=max(stage.peak_registers for stage in stages),
         plan_bytes=len(data),
         max_model_len=limits.max_seq_len,
+        weights_mapped=weights_mapped,
         load_s=load_s,
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from treadle.errors import InvalidBatchSize, InvalidPlan, UnsupportedBatchSize
 from treadle.inference.backends.base import Backend, BoundProgram, LinkRequest
 from treadle.inference.memory import allocate
+from treadle.inference.weight_cache import Place, packing_name
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import CompiledPlan, DType, ModelPlans, Stage, StateDescriptor, WeightBinding
 from treadle.plan.mapping import map_registers
@@ -52,6 +53,12 @@ class Layout:
 
     def pages(self, state: StateDescriptor) -> int:
         return self.limits.state_pages if state.page_tokens else self.limits.max_batch
+
+    def packing(self, backend: Backend) -> str | None:
+        """Names the bytes of the weight arena, given the model's files. None where the backend wants them not kept."""
+        name = backend.packing(set(self.dtypes.values()))
+        weights = ((binding, int(self.dtypes[binding]), nbytes) for binding, nbytes in self.weight_bytes.items())
+        return None if name is None else packing_name(weights, name)
 
     def quote(self) -> MemoryQuote:
         weights = sum(self.weight_bytes.values())
@@ -98,9 +105,18 @@ class Executor:
     """A model bound to a backend. `states` are the arenas that a state pool hands out in pages."""
 
     def __init__(
-        self, layout: Layout, backend: Backend, source: WeightSource, progress: Progress | None = None
+        self,
+        layout: Layout,
+        backend: Backend,
+        source: WeightSource,
+        progress: Progress | None = None,
+        place: Place | None = None,
     ) -> None:
-        """Allocates what `layout` says, packs the weights and links the programs. Raises InvalidWeights."""
+        """Allocates what `layout` says, packs the weights and links the programs. Raises InvalidWeights.
+
+        `place`: where packed weights are looked for, and kept if they are not there. Mapped ones count as allocated:
+        a step reads them all.
+        """
         self.limits = layout.limits
         self.quote = layout.quote()
         self.states = {
@@ -109,11 +125,16 @@ class Executor:
         }
         registers = allocate(layout.registers_bytes)
         workspace = allocate(layout.workspace_bytes)
-        arena = allocate(sum(layout.weight_bytes.values()))
+        arena = None if place is None else place.find(sum(layout.weight_bytes.values()))
+        self.weights_mapped = arena is not None
+        if arena is None:
+            arena = _packed(layout, backend, source, progress)
+            if place is not None:
+                place.keep(arena)
         self.measured_bytes = sum(a.nbytes for a in (registers, workspace, arena)) + sum(
             handle.buffer.nbytes for handle in self.states.values()
         )
-        weights = _packed(layout, backend, source, arena, progress)
+        weights = _by_binding(layout, arena)
         bound = [
             backend.link(
                 LinkRequest(
@@ -194,12 +215,16 @@ def _split(arena: Bytes, sizes: tuple[int, ...]) -> tuple[Bytes, ...]:
     return tuple(parts)
 
 
-def _packed(
-    layout: Layout, backend: Backend, source: WeightSource, arena: Bytes, progress: Progress | None
-) -> dict[WeightBinding, Bytes]:
-    """Every weight packed into its part of the arena; the container's pages are given back one by one."""
+def _by_binding(layout: Layout, arena: Bytes) -> dict[WeightBinding, Bytes]:
+    """Every weight's part of the arena."""
     parts = _split(arena, tuple(layout.weight_bytes.values()))
-    packed = dict(zip(layout.weight_bytes, parts, strict=True))
+    return dict(zip(layout.weight_bytes, parts, strict=True))
+
+
+def _packed(layout: Layout, backend: Backend, source: WeightSource, progress: Progress | None) -> Bytes:
+    """A new arena with every weight packed; the container's pages are given back one by one."""
+    arena = allocate(sum(layout.weight_bytes.values()))
+    packed = _by_binding(layout, arena)
     for done, (binding, part) in enumerate(packed.items(), start=1):
         view = source.load(binding)
         backend.pack(binding, view, part)
@@ -207,4 +232,4 @@ def _packed(
         source.release(binding)
         if progress is not None:
             progress(done, len(packed))
-    return packed
+    return arena

@@ -48,6 +48,7 @@ class LLM:
         state_tokens: int | None = None,
         quantize: str | None = None,
         allow_per_slot: bool = False,
+        weight_cache: bool = True,
         progress: Progress | None = None,
     ) -> None:
         options = EngineOptions(
@@ -62,6 +63,7 @@ class LLM:
             state_tokens=state_tokens,
             quantize=quantize,
             allow_per_slot=allow_per_slot,
+            weight_cache=weight_cache,
         )
         self._loaded: Engine | None = load(model, options, progress)
         self._guard = InterruptGuard(self._loaded.core.cancel)
@@ -154,11 +156,16 @@ class LLM:
 
     # --- life ------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Gives all memory back. May be called twice."""
+    def close(self, abandon: bool = False) -> None:
+        """Gives all memory back. May be called twice.
+
+        After a first start it waits until the packed weights are on disk; with `abandon` they are not kept.
+        """
         if self._loaded is not None:
-            self._loaded = None
+            place, self._loaded = self._loaded.place, None
             self._guard.close()
+            if place is not None:
+                place.finish(abandon)
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +173,7 @@ class LLM:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(abandon=kind is KeyboardInterrupt)
 
     # --- parts -----------------------------------------------------------------------------------------------
 

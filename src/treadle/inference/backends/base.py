@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,6 +70,14 @@ class Backend(Protocol):
 
     def pack(self, binding: WeightBinding, view: TensorView, out: Bytes) -> None:
         """Fills `out`, `weight_bytes` long and zeroed, from the weight as stored."""
+        ...
+
+    def packing(self, dtypes: Iterable[DType]) -> str | None:
+        """Names the bytes that `pack` makes of stored dtypes: equal names, equal bytes. None: not to be kept."""
+        ...
+
+    def checksum(self, data: Bytes) -> int:
+        """64 bits that tell accidental damage of packed bytes, at memory speed."""
         ...
 
     def link(self, request: LinkRequest) -> BoundProgram: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -134,7 +134,14 @@ class CpuBackend:
             out[: values.nbytes] = values.reshape(-1).view(np.uint8)
             return
         rows, cols = _matrix_shape(binding)
-        _native.pack(view.data.reshape(rows, -1), int(view.dtype), cols, out)
+        _native.pack(self._pool, view.data.reshape(rows, -1), int(view.dtype), cols, out)
+
+    def packing(self, dtypes: Iterable[DType]) -> str:
+        """Signatures of the native core's packing, one a dtype. Every ISA and numeric mode reads the same bytes."""
+        return "cpu " + " ".join(f"{dtype.name}={_native.packing_signature(int(dtype)):x}" for dtype in sorted(dtypes))
+
+    def checksum(self, data: NDArray[np.uint8]) -> int:
+        return _native.checksum(self._pool, data)
 
     def link(self, request: LinkRequest) -> BoundProgram:
         """Binds a plan to its memory. Raises InvalidInstructionBinding where an operand does not fit its op."""
