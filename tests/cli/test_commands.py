@@ -11,6 +11,7 @@ from tests.cli.command import TREADLE, failure, treadle, treadle_json
 
 from treadle import LLM, SamplingParams
 from treadle.formats.gguf_writer import GGUFWriter
+from treadle.inference.perplexity import engine_sizes, perplexity
 
 PROMPT = "the inner theory"
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -222,3 +223,19 @@ def test_a_truncated_file_is_one_line(tmp_path, model):
     cut.write_bytes(model.read_bytes()[:5000])
     line = failure("plan", cut)
     assert "cut.gguf" in line
+
+
+def test_perplexity_is_what_the_library_computes(model, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("the inner theory is on the other then. " * 12)
+    found = treadle_json("perplexity", model, text, "--ctx", 32, "--threads", 1)
+    with LLM(model, **engine_sizes(32)) as sized:
+        expected = perplexity(sized, text.read_text(), 32)
+    assert (found["perplexity"], found["scored"]) == (expected.perplexity, expected.scored)
+    line = treadle("perplexity", model, "-", "--ctx", 32, "--stride", 8, input=text.read_text()).stdout
+    assert line.startswith("perplexity ")
+    assert "needs" not in line
+    assert "need at least 1024" in failure("perplexity", model, text)
+    assert "No such file" in failure("perplexity", model, tmp_path / "none")
+    text.write_bytes(b"caf\xe9")
+    assert "not UTF-8" in failure("perplexity", model, text)

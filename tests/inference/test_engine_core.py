@@ -13,6 +13,7 @@ from tests.inference.history import VOCAB, Letters, finish, fixed, logits_of, ma
 from treadle.errors import Cancelled, InvalidRequest, NonFiniteLogits, PromptTooLong
 from treadle.inference.request import SamplingParams
 from treadle.inference.sampling import uniform
+from treadle.inference.sinks import AllLogits
 
 
 def greedy(prompt, count):
@@ -218,10 +219,10 @@ def test_a_request_that_can_never_fit_is_refused_at_once():
     with pytest.raises(PromptTooLong, match=r"state of 13 tokens .* takes 4 pages, the pool has 3"):
         core.add([1] * 6, params())
     with pytest.raises(PromptTooLong):
-        core.add_logits([1] * 13)
+        core.add_sink([1] * 13, AllLogits(13, VOCAB))
     assert not core.unfinished
     (request,) = core.add([1] * 5, params())
-    filling = core.add_logits([1] * 12)
+    filling = core.add_sink([1] * 12, AllLogits(12, VOCAB))
     finish(core)
     assert request.output_token_ids == greedy([1] * 5, 8)
     assert filling.metrics.preemptions == request.metrics.preemptions == 0
@@ -305,20 +306,20 @@ def test_fixed_state_goes_with_its_slot():
 )
 def test_logits_of_all_positions(prompts, chunk, max_sampled):
     core, _ = make_core(max_batch=3, max_rows=16, max_sampled=max_sampled)
-    requests = [core.add_logits(prompt, chunk) for prompt in prompts]
+    requests = [core.add_sink(prompt, AllLogits(len(prompt), VOCAB), chunk) for prompt in prompts]
     beside = core.add([1, 2], params())[0]
     finish(core)
     for prompt, request in zip(prompts, requests, strict=True):
         expected = np.stack([logits_of(prompt[: i + 1]) for i in range(len(prompt))])
-        np.testing.assert_array_equal(request.logits, expected)
+        np.testing.assert_array_equal(request.sink.values, expected)
     assert beside.output_token_ids == greedy([1, 2], 8)
 
 
 def test_logits_may_fill_the_whole_length():
     core, _ = make_core(max_seq_len=10)
-    request = core.add_logits([1] * 10)
+    request = core.add_sink([1] * 10, AllLogits(10, VOCAB))
     finish(core)
-    assert request.logits.shape == (10, VOCAB)
+    assert request.sink.values.shape == (10, VOCAB)
 
 
 def test_logprobs_are_of_the_unprocessed_logits():

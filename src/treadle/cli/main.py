@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "list or delete the packed weights that starts have kept",
     "plan": "show a model's compiled plan, or the memory it needs",
     "quantize": "write a model as a GGUF file of another type",
+    "perplexity": "measure how well a model predicts a text",
     "bench": "measure tokens a second and the share of the machine's limit",
 }
 
@@ -36,7 +37,7 @@ class Command(Protocol):
 
 def overview() -> str:
     lines = ["usage: treadle COMMAND [options]", "", "An LLM inference runtime on compiled plans.", "", "commands:"]
-    lines += [f"  {name:8} {summary}" for name, summary in COMMANDS.items()]
+    lines += [f"  {name:10} {summary}" for name, summary in COMMANDS.items()]
     lines += ["", "treadle COMMAND --help shows a command's options; treadle --version the version."]
     return "\n".join(lines)
 

@@ -20,8 +20,11 @@ def positive(text: str) -> int:
     return value
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The model and how it is run; the same everywhere, so that `plan --memory` quotes what `run` allocates."""
+def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -> None:
+    """The model and how it is run; the same everywhere, so that `plan --memory` quotes what `run` allocates.
+
+    `sizes` False: without the options that a command decides itself.
+    """
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     parser.add_argument("--backend", default="cpu", help="cpu or reference (default: %(default)s)")
@@ -32,9 +35,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         default="fast",
         help="fast: int8 activations on quantised weights; exact: f32 on dequantised values (default: %(default)s)",
     )
-    parser.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of the longest sequence")
-    parser.add_argument("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
-    parser.add_argument("--state-tokens", type=positive, metavar="N", help="tokens that all sequences hold together")
+    if sizes:
+        parser.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of the longest sequence")
+        parser.add_argument("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
+        parser.add_argument(
+            "--state-tokens", type=positive, metavar="N", help="tokens that all sequences hold together"
+        )
+    else:
+        parser.set_defaults(max_model_len=None, max_num_seqs=None, state_tokens=None)
     parser.add_argument("--kv-dtype", choices=("f32", "f16", "bf16"), help="of keys and values")
     parser.add_argument(
         "--quantize",

@@ -16,6 +16,7 @@ from treadle.inference.batch import StepArrays
 from treadle.inference.request import FinishReason, Logprob, Request, RequestMetrics, SamplingParams
 from treadle.inference.sampling import sample, top_logprobs
 from treadle.inference.scheduler import Scheduled, Scheduler
+from treadle.inference.sinks import LogitSink
 from treadle.inference.state import StatePool
 from treadle.inference.text import Detokeniser, OutputText
 from treadle.plan.context import Counters, ExecutionContext
@@ -130,8 +131,8 @@ class EngineCore:
         self._queue(requests)
         return requests
 
-    def add_logits(self, prompt: Sequence[int], chunk: int | None = None) -> Request:
-        """Queues a prompt for the logits of all its positions; nothing is generated."""
+    def add_sink(self, prompt: Sequence[int], sink: LogitSink, chunk: int | None = None) -> Request:
+        """Queues a prompt for the logits of its positions, which `sink` takes; nothing is generated."""
         tokens = self._checked_prompt(prompt, room=0)
         request = Request(
             id=self._next_id,
@@ -143,7 +144,7 @@ class EngineCore:
             seed=0,
             metrics=RequestMetrics(self._clock()),
             chunk=_checked_chunk(chunk),
-            logits=np.empty((len(tokens), self.vocab_size), np.float32),
+            sink=sink,
         )
         self._queue([request])
         return request
@@ -194,8 +195,9 @@ class EngineCore:
             begin = request.computed
             request.computed = begin + share.rows
             self.pool.commit(request.slot, request.computed)
-            if request.logits is not None:
-                request.logits[begin : request.computed] = logits[row : row + share.sampled]
+            if request.sink is not None:
+                if share.sampled:
+                    request.sink.take(request.computed - share.sampled, logits[row : row + share.sampled])
                 if not request.pending:
                     self._finish(request, FinishReason.LENGTH, None, now)
             elif share.sampled:

@@ -18,6 +18,7 @@ from treadle.inference.engine import Engine, EngineInfo, EngineOptions, MemoryQu
 from treadle.inference.executor import Progress
 from treadle.inference.interrupt import InterruptGuard
 from treadle.inference.request import CompletionOutput, Request, RequestOutput, SamplingParams
+from treadle.inference.sinks import AllLogits, LogitSink, NextTokenScores
 from treadle.plan.ir import ModelPlans
 
 Prompt = str | Mapping[str, Any]
@@ -112,6 +113,25 @@ class LLM:
         if len(prompt_token_ids) and not isinstance(prompt_token_ids[0], (int, np.integer)):
             return self._all_logits([list(ids) for ids in prompt_token_ids], chunk)  # type: ignore[arg-type]
         return self._all_logits([list(prompt_token_ids)], chunk)[0]  # type: ignore[arg-type]
+
+    def score(self, prompts: Sequence[Sequence[int]], first: int = 0) -> list[NDArray[np.float64]]:
+        """Log-probabilities that the model gives the tokens behind position `first` of each prompt of token ids.
+
+        f64 [len - 1 - first] for each prompt, computed in one batch without keeping logits. Raises as `logits`.
+        """
+        many = [list(tokens) for tokens in prompts]
+        if any(not 0 <= first < len(tokens) - 1 for tokens in many):
+            raise InvalidRequest(f"first ({first}) must leave a token to score in every prompt")
+        sinks = [NextTokenScores(tokens, first) for tokens in many]
+        self._fill(many, sinks)
+        return [sink.logprobs for sink in sinks]
+
+    def encode_text(self, text: str) -> tuple[list[int], int | None]:
+        """Token ids of plain text, in which control tokens are not recognised; and the id that the model expects in
+        front of a text, if it does."""
+        tokenizer = self._text.tokenizer
+        begins = tokenizer.encode("a")[:1] == [tokenizer.bos_id]
+        return tokenizer.encode(text, add_special=False, parse_special=False), tokenizer.bos_id if begins else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with what the model expects around a text."""
@@ -266,17 +286,22 @@ class LLM:
                 for request in requests:
                     self._loaded.core.abort(request)
 
-    def _all_logits(self, prompts: list[list[int]], chunk: int | None) -> list[NDArray[np.float32]]:
+    def _fill(self, prompts: Sequence[list[int]], sinks: Sequence[LogitSink], chunk: int | None = None) -> None:
+        """Feeds the prompts in one batch; their sinks take the logits."""
         core = self._engine.core
         requests: list[Request] = []
         try:
-            for tokens in prompts:
-                requests.append(core.add_logits(tokens, chunk))
+            for tokens, sink in zip(prompts, sinks, strict=True):
+                requests.append(core.add_sink(tokens, sink, chunk))
             self._run(requests)
         finally:
             for request in requests:
                 core.abort(request)
-        return [request.logits for request in requests if request.logits is not None]
+
+    def _all_logits(self, prompts: list[list[int]], chunk: int | None) -> list[NDArray[np.float32]]:
+        sinks = [AllLogits(len(tokens), self._engine.core.vocab_size) for tokens in prompts]
+        self._fill(prompts, sinks, chunk)
+        return [sink.values for sink in sinks]
 
 
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import InvalidRequest, TreadleError
+from treadle.inference.sinks import LogitSink
 from treadle.inference.text import OutputText
 
 GREEDY_BELOW: Final = 1e-5
@@ -246,8 +247,8 @@ class Request:
     """Which of its group's completions this is."""
     chunk: int | None = None
     """Most prompt rows a step; None: as many as the step admits."""
-    logits: NDArray[np.float32] | None = None
-    """[len(prompt), vocab] sink: every row's logits are wanted and nothing is generated."""
+    sink: LogitSink | None = None
+    """Takes the logits of the prompt's positions; then nothing is generated."""
 
     status: RequestStatus = RequestStatus.WAITING
     slot: int = -1

@@ -49,7 +49,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raises PromptTooLong if the request could not fit even alone."""
-        tokens = request.max_length if request.logits is not None else request.max_length - 1  # the last is not fed
+        tokens = request.max_length if request.sink is not None else request.max_length - 1  # the last is not fed
         needed = self._pool.pages_for(tokens)
         if needed > self._pool.total_pages:
             raise PromptTooLong(
@@ -99,8 +99,10 @@ class Scheduler:
     def _share(self, request: Request, rows: int, sampled: int) -> Scheduled | None:
         """What the request can bring within the budgets; None where that is nothing."""
         count = min(request.pending, rows, request.chunk or rows)
-        if request.logits is not None:
-            count = wanted = min(count, sampled)
+        if request.sink is not None:
+            unwanted = max(0, request.sink.first - request.computed)
+            count = min(count, unwanted + sampled)
+            wanted = max(0, count - unwanted)
         else:
             wanted = int(count == request.pending)
         return Scheduled(request, count, wanted) if count and wanted <= sampled else None
