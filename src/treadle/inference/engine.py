@@ -340,8 +340,8 @@ def _backend(options: EngineOptions) -> Backend:
 def _quantisation(name: str | None, threads: int | None) -> Quantisation | None:
     if name is None:
         return None
-    from treadle.compute.encode import RowEncoder  # the native core, which not every backend needs
     from treadle.inference.backends.cpu import default_threads
+    from treadle.inference.backends.cpu_encode import RowEncoder  # the native core, which not every backend needs
 
     return Quantisation(DType[name.upper()], RowEncoder(threads or default_threads()))
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from treadle import _native
-from treadle.compute.encode import RowEncoder
 from treadle.errors import InvalidInstructionBinding, InvalidWeights
 from treadle.formats.tensors import quantise
+from treadle.inference.backends.cpu_encode import RowEncoder
 from treadle.plan.ir import DType
 
 FIXED = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
