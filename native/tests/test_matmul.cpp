@@ -2,115 +2,12 @@
 // plain ISA bit for bit, over row and column tails, misaligned rows, strip splits and epilogues.
 #include <algorithm>
 
-#include "check.hpp"
-#include "compute/kernels.hpp"
+#include "file_matrix.hpp"
 
 using namespace treadle::compute;
 using namespace treadle::test;
 
 namespace {
-
-uint16_t half_bits(float f) {  // of values that are exact in f16
-    const int exponent = std::ilogb(f);
-    if (f == 0.0f) return 0;
-    const auto mantissa =
-        static_cast<uint16_t>(std::lround((std::fabs(f) / std::ldexp(1.0f, exponent) - 1.0f) * 1024.0f));
-    return static_cast<uint16_t>((f < 0 ? 0x8000 : 0) + ((exponent + 15) << 10) + mantissa);
-}
-
-float half_value(uint16_t h) {
-    const int exponent = (h >> 10) & 31, mantissa = h & 1023;
-    const double m = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-    return static_cast<float>(h & 0x8000 ? -m : m);
-}
-
-// A matrix in file format with the values and, for block types, the integers that it stands for.
-struct FileMatrix {
-    DType type;
-    int64_t rows, cols;
-    std::vector<std::byte> bytes;
-    std::vector<double> values;         // [rows, cols]
-    std::vector<int> quants;            // [rows, cols], offset removed
-    std::vector<float> scales, minima;  // [rows, cols / 32]
-};
-
-void put16(std::byte* p, uint16_t v) { std::memcpy(p, &v, 2); }
-
-void fill_float(FileMatrix& m, Random& random) {
-    const int64_t size = m.type == DType::f32 ? 4 : 2;
-    m.bytes.resize(static_cast<size_t>(m.rows * m.cols * size));
-    for (int64_t i = 0; i < m.rows * m.cols; ++i) {
-        float v = random.normal();
-        std::byte* p = m.bytes.data() + i * size;
-        if (m.type == DType::f16) {
-            if (std::fabs(v) < 0x1p-14f) v = 0.5f;  // normal numbers; subnormals come below
-            const int exponent = std::ilogb(v);
-            v = std::ldexp(std::round(std::ldexp(v, 10 - exponent)), exponent - 10);
-            if (i % 97 == 0) v = std::ldexp(static_cast<float>(random.integer(1, 1023)), -24);
-            put16(p, i % 97 == 0 ? static_cast<uint16_t>(std::lround(std::ldexp(v, 24))) : half_bits(v));
-            check(half_value(*reinterpret_cast<uint16_t*>(p)) == v, "test's own f16");
-        } else {
-            uint32_t u;
-            std::memcpy(&u, &v, 4);
-            if (m.type == DType::bf16) u &= 0xffff0000u;
-            std::memcpy(&v, &u, 4);
-            if (m.type == DType::bf16) put16(p, static_cast<uint16_t>(u >> 16));
-            else std::memcpy(p, &u, 4);
-        }
-        m.values.push_back(v);
-    }
-}
-
-void fill_blocks(FileMatrix& m, Random& random) {
-    const bool wide = m.type == DType::q8_0, minimum = m.type == DType::q4_1;
-    for (int64_t i = 0; i < m.rows * m.cols / 32; ++i) {
-        const float d = half_value(half_bits(std::ldexp(static_cast<float>(random.integer(1024, 2047)),
-                                                        -18 + static_cast<int>(random.integer(0, 3)))));
-        const float low = minimum ? std::ldexp(static_cast<float>(random.integer(-2047, -1024)), -12) : 0.0f;
-        std::byte block[34] = {};
-        put16(block, half_bits(d));
-        if (minimum) put16(block + 2, half_bits(low));
-        std::byte* q = block + (minimum ? 4 : 2);
-        m.scales.push_back(d);
-        m.minima.push_back(low);
-        for (int k = 0; k < 32; ++k) {
-            int v = static_cast<int>(wide ? random.integer(-128, 127) : random.integer(0, 15));
-            if (i == 0 && wide) v = -128;
-            if (wide) q[k] = static_cast<std::byte>(v);
-            else q[k % 16] |= static_cast<std::byte>(v << (k / 16 * 4));
-            if (m.type == DType::q4_0) v -= 8;
-            m.quants.push_back(v);
-            m.values.push_back(static_cast<double>(d) * v + low);
-        }
-        m.bytes.insert(m.bytes.end(), block, block + row_bytes(m.type, 32));
-    }
-}
-
-FileMatrix make_file(DType type, int64_t rows, int64_t cols, uint64_t seed) {
-    Random random(seed);
-    FileMatrix m{type, rows, cols, {}, {}, {}, {}, {}};
-    if (is_float(type)) fill_float(m, random);
-    else fill_blocks(m, random);
-    check(static_cast<int64_t>(m.bytes.size()) == rows * row_bytes(type, cols), "row_bytes");
-    return m;
-}
-
-struct Packed {
-    Buffer buffer;
-    PackedMatrix matrix;
-    explicit Packed(const FileMatrix& m)
-        : buffer(packed_bytes(m.type, m.rows, m.cols)),
-          matrix{m.type, m.rows, m.cols, strip_bytes(m.type, m.cols), buffer.data()} {
-        for (int64_t s = 0; s < matrix.strips(); ++s) {
-            const std::byte* rows[kStripRows];
-            for (int64_t r = 0; r < kStripRows; ++r) {
-                const int64_t row = s * kStripRows + r;
-                rows[r] = row < m.rows ? m.bytes.data() + row * row_bytes(m.type, m.cols) : nullptr;
-            }
-            pack_strip(m.type, rows, m.cols, buffer.data() + s * matrix.strip_bytes);
-        }
-    }
-};
 
 struct Case {
     int64_t rows, ldx, ldy;
@@ -154,15 +51,17 @@ double expected_i8(const FileMatrix& m, const float* x, int64_t col) {
         for (int k = 0; k < 32; ++k) largest = std::max(largest, std::fabs(x[b * 32 + k]));
         const double scale = static_cast<double>(largest / 127.0f);
         const float inverse = largest > 0 ? 127.0f / largest : 0;
-        long dot = 0, sum = 0;
-        for (int k = 0; k < 32; ++k) {
-            const auto q = static_cast<long>(std::nearbyint(x[b * 32 + k] * inverse));
-            dot += q * m.quants[static_cast<size_t>(col * m.cols + b * 32 + k)];
-            sum += q;
+        for (int half = 0; half < 2; ++half) {
+            long dot = 0, sum = 0;
+            for (int k = 16 * half; k < 16 * half + 16; ++k) {
+                const auto q = static_cast<long>(std::nearbyint(x[b * 32 + k] * inverse));
+                dot += q * m.quants[static_cast<size_t>(col * m.cols + b * 32 + k)];
+                sum += q;
+            }
+            const auto i = static_cast<size_t>(col * m.cols / 16 + 2 * b + half);
+            total +=
+                scale * (m.scales[i] * static_cast<double>(dot) + m.minima[i] * static_cast<double>(sum));
         }
-        const auto i = static_cast<size_t>(col * m.cols / 32 + b);
-        total += scale * (static_cast<double>(m.scales[i]) * static_cast<double>(dot) +
-                          static_cast<double>(m.minima[i]) * static_cast<double>(sum));
     }
     return total;
 }
@@ -241,35 +140,139 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
         }
 }
 
+// Scales of 1, codes and rows at their extremes: every result is an integer below 2^24, and exact.
+void test_exact_integers(DType type) {
+    const BlockType t = block_type(type);
+    const int64_t cols = 256, rows = 13;
+    Random random(11);
+    FileMatrix m;
+    m.type = type;
+    m.rows = 16;
+    m.cols = cols;
+    for (int64_t n = 0; n < m.rows * cols / t.superblock; ++n) {
+        Superblock s;
+        s.d = type == DType::mxfp4 ? 128 : half_bits(1.0f);
+        s.dmin = half_bits(1.0f);
+        s.scales.fill(1);
+        s.minima.fill(1);
+        const int highest = (1 << t.bits) - 1, most = type == DType::q8_0 ? 127 : highest;
+        const int lowest = type == DType::q8_0 ? 128 : 0;
+        for (size_t i = 0; i < 256; ++i) {
+            const int64_t kind = n % 4;
+            s.codes[i] = kind == 0   ? most
+                         : kind == 1 ? lowest
+                         : kind == 2 ? (i % 2 ? most : lowest)
+                                     : static_cast<int>(random.integer(0, highest));
+        }
+        append(m, s);
+    }
+    Inputs in;
+    in.x.push_back(0);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < cols; ++k) {
+            const int64_t sign = r % 4 == 0 ? 1 : r % 4 == 1 ? -1 : k % 2 ? 1 : -1;
+            const bool any = r % 4 == 3 && k % 32 != 5;  // column 5 keeps the scale at 1
+            in.x.push_back(static_cast<float>(any ? random.integer(-127, 127) : 127 * sign));
+        }
+    const Packed w(m);
+    for (const Kernels* k : supported_kernels())
+        for (const bool quantised : {true, false}) {
+            const Product y = multiply(*k, w, in, {rows, cols, m.rows, false}, quantised, 1);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t c = 0; c < m.rows; ++c) {
+                    double want = 0;
+                    for (int64_t i = 0; i < cols; ++i)
+                        want += m.values[static_cast<size_t>(c * cols + i)] *
+                                in.x[static_cast<size_t>(1 + r * cols + i)];
+                    check(y[static_cast<size_t>(1 + r * m.rows + c)] == static_cast<float>(want),
+                          std::string("integers ") + k->name + " type " +
+                              std::to_string(static_cast<int>(type)) + (quantised ? " i8" : " f32"));
+                }
+        }
+}
+
 void test_unpack_row(DType type) {
-    const FileMatrix m = make_file(type, 21, 96, 3);
+    const int64_t cols = type == DType::f32 ? 96 : 512;
+    FileMatrix m = make_file(type, 21, cols, 3);
+    if (type == DType::mxfp4)  // the subnormal scales and the largest that no code overflows
+        for (const uint8_t e : {0, 1, 2, 3, 250, 251}) {
+            m.bytes[e % 16 * 17] = static_cast<std::byte>(e);
+            for (size_t i = 0; i < 32; ++i) {
+                const size_t at = e % 16 * 32 + i;
+                m.values[at] = std::ldexp(m.quants[at], e - 128);
+            }
+        }
     const Packed w(m);
     for (const Kernels* k : supported_kernels())
         for (int64_t row = 0; row < m.rows; ++row) {
-            std::vector<float> got(96);
+            std::vector<float> got(static_cast<size_t>(cols));
             k->unpack_row(w.matrix, row, got.data());
-            for (int64_t i = 0; i < 96; ++i)
+            for (int64_t i = 0; i < cols; ++i)
                 check(
                     got[static_cast<size_t>(i)] ==
-                        static_cast<float>(m.values[static_cast<size_t>(row * 96 + i)]),
+                        static_cast<float>(m.values[static_cast<size_t>(row * cols + i)]),
                     std::string("unpack_row ") + k->name + " type " + std::to_string(static_cast<int>(type)));
         }
 }
+
+// Bytes of any content pack and unpack within their buffers (the sanitizers watch), and alike on every ISA.
+void test_any_bytes(DType type) {
+    Random random(5);
+    FileMatrix m = make_file(type, 17, 512, 1);
+    for (std::byte& b : m.bytes) b = static_cast<std::byte>(random.integer(0, 255));
+    const Packed w(m);
+    for (int64_t row = 0; row < m.rows; ++row) {
+        std::vector<float> plain(512), got(512);
+        kernels_for("plain")->unpack_row(w.matrix, row, plain.data());
+        for (const Kernels* k : supported_kernels()) {
+            k->unpack_row(w.matrix, row, got.data());
+            for (size_t i = 0; i < got.size(); ++i)
+                check(
+                    got[i] == plain[i] || (std::isnan(got[i]) && std::isnan(plain[i])),
+                    std::string("any bytes ") + k->name + " type " + std::to_string(static_cast<int>(type)));
+        }
+    }
+}
+
+constexpr DType kFloats[] = {DType::f32, DType::f16, DType::bf16};
+constexpr DType kBlocksOf32[] = {DType::q4_0, DType::q4_1,   DType::q5_0, DType::q5_1,
+                                 DType::q8_0, DType::iq4_nl, DType::mxfp4};
+constexpr DType kBlocksOf256[] = {DType::q2_k, DType::q3_k, DType::q4_k,
+                                  DType::q5_k, DType::q6_k, DType::iq4_xs};
 
 }  // namespace
 
 int main() {
     std::vector<int64_t> every;
     for (int64_t rows = 1; rows <= 33; ++rows) every.push_back(rows);
-    for (const DType type : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1}) {
+    const auto narrow = [&](DType type) {
         test_product(type, 37, 96, every);
         test_product(type, 16, 32, {1, 2, 5});
         test_product(type, 1, 64, {1, 3});
         test_product(type, 112, 576, {1, 8, 17});
-        if (is_float(type))
-            for (const int64_t cols : {1, 7, 33, 101}) test_product(type, 19, cols, {1, 2, 9, 18});
+    };
+    const auto blocks = [](DType type) {
+        test_exact_integers(type);
+        test_any_bytes(type);
+        test_unpack_row(type);
+    };
+    for (const DType type : kFloats) {
+        narrow(type);
+        for (const int64_t cols : {1, 7, 33, 101}) test_product(type, 19, cols, {1, 2, 9, 18});
         test_unpack_row(type);
     }
-    check(!packable(DType::q4_0, 33) && !packable(DType::q4_k, 256) && !packable(DType::f32, 0), "packable");
+    for (const DType type : kBlocksOf32) {
+        narrow(type);
+        blocks(type);
+        check(!packable(type, 33) && packable(type, 96), "packable by 32");
+    }
+    for (const DType type : kBlocksOf256) {
+        test_product(type, 37, 256, every);
+        test_product(type, 1, 512, {1, 3});
+        test_product(type, 112, 768, {1, 8, 17});  // more blocks than a panel holds
+        blocks(type);
+        check(!packable(type, 96) && packable(type, 512), "packable by 256");
+    }
+    check(!packable(DType::i8, 256) && !packable(DType::f32, 0), "packable");
     return report("test_matmul");
 }

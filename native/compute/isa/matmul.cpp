@@ -1,29 +1,23 @@
 // Matrix products: quantising rows, and the choice of kernel by weight type.
-#include "compute/isa/matmul_f32.hpp"
-#include "compute/isa/matmul_i8.hpp"
+#include "compute/isa/block_kernels.hpp"
 #include "compute/isa/table.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-int64_t quant_bytes(int64_t rows, int64_t cols) { return rows * (cols / kBlock) * kQuantRowBytes; }
+int64_t quant_bytes(int64_t rows, int64_t cols) {
+    return rows * (cols / kBlock) * (kQuantRowBytes + kHalvesRowBytes);
+}
 
-// The quants of one block of 32 at 1 / scale = `inverse`; returns their sum.
-TREADLE_INLINE int32_t quantise_block(const float* x, float inverse, int8_t* quants) {
-    const V16 a = vload(x), b = vload(x + 16);
-    const F by = set1(inverse);
-    I sum = iset1(0);
-    for (int i = 0; i < kParts; ++i) {
-        const I qa = to_int(mul(a.part[i], by)), qb = to_int(mul(b.part[i], by));
-        store_i8(quants + i * kLanes, qa);
-        store_i8(quants + 16 + i * kLanes, qb);
-        sum = iadd(sum, iadd(qa, qb));
-    }
-    return ifold_add(sum);
+// The quants of 32 columns at 1 / scale = `inverse`, and the sums of their halves.
+TREADLE_INLINE void quantise_block(const float* x, float inverse, int8_t* quants, int32_t* sums) {
+    I q[2 * kParts];
+    for (int i = 0; i < 2 * kParts; ++i) q[i] = to_int(mul(load(x + i * kLanes), set1(inverse)));
+    store_quants(quants, q, sums);
 }
 
 // Up to 16 blocks of row `row` of a tile. Per block scale = max|x| / 127, quants = round(x * (127 / max|x|)), ties to even.
-TREADLE_INLINE void quantise_blocks(const float* x, int64_t count, std::byte* records, int64_t height,
-                                    int64_t row) {
+TREADLE_INLINE void quantise_blocks(const float* x, int64_t count, std::byte* records, std::byte* halves,
+                                    int64_t height, int64_t row) {
     alignas(64) float largest[16] = {}, scales[16], inverses[16];
     for (int64_t b = 0; b < count; ++b)
         largest[b] = reduce_max(vmax(vabs(vload(x + b * kBlock)), vabs(vload(x + b * kBlock + 16))));
@@ -34,26 +28,33 @@ TREADLE_INLINE void quantise_blocks(const float* x, int64_t count, std::byte* re
     }
     for (int64_t b = 0; b < count; ++b) {
         std::byte* record = records + b * height * kQuantRowBytes;
-        const int32_t total =
-            quantise_block(x + b * kBlock, inverses[b], reinterpret_cast<int8_t*>(record + row * kBlock));
+        int32_t sums[2];
+        quantise_block(x + b * kBlock, inverses[b], reinterpret_cast<int8_t*>(record + row * kBlock), sums);
+        const int32_t total = sums[0] + sums[1];
         float* sides = reinterpret_cast<float*>(record + height * kBlock) + row;
         int32_t* starts = reinterpret_cast<int32_t*>(sides + 2 * height);
         sides[0] = scales[b];
         sides[height] = scales[b] * static_cast<float>(total);
         starts[0] = -8 * total;
         starts[height] = -128 * total;
+        int32_t* half_starts = reinterpret_cast<int32_t*>(halves + b * height * kHalvesRowBytes) + row;
+        half_starts[0] = -32 * sums[0];
+        half_starts[height] = -32 * sums[1];
     }
 }
 
 void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
               std::byte* dst) {
     const int64_t blocks = cols / kBlock;
+    std::byte* all_halves = dst + rows * blocks * kQuantRowBytes;
     for (int64_t r = row0; r < row1; ++r) {
         const int64_t first = r / kTileHeight * kTileHeight, height = least(kTileHeight, rows - first);
         std::byte* data = dst + first * blocks * kQuantRowBytes;
+        std::byte* halves = all_halves + first * blocks * kHalvesRowBytes;
         for (int64_t b = 0; b < blocks; b += 16)
             quantise_blocks(x + r * ldx + b * kBlock, least(16, blocks - b),
-                            data + b * height * kQuantRowBytes, height, r - first);
+                            data + b * height * kQuantRowBytes, halves + b * height * kHalvesRowBytes, height,
+                            r - first);
     }
 }
 
@@ -63,26 +64,43 @@ int64_t matmul_scratch_bytes(int64_t /*cols*/) {
     return kInt8 > kFloat ? kInt8 : kFloat;
 }
 
-void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows,
-               float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
-    const DotProduct p{w, xq, rows, w.cols / kBlock, {y, ldy, w.rows, &epilogue}, scratch};
-    switch (w.type) {
+const BlockKernels& block_kernels(DType type) {
+    switch (type) {
         case DType::q4_0:
-            return matmul_format<FormatQ4_0>(p, strip0, strip1);
+            return kKernelsQ4_0;
         case DType::q4_1:
-            return matmul_format<FormatQ4_1>(p, strip0, strip1);
+            return kKernelsQ4_1;
+        case DType::q5_0:
+            return kKernelsQ5_0;
+        case DType::q5_1:
+            return kKernelsQ5_1;
         case DType::q8_0:
-            return matmul_format<FormatQ8_0>(p, strip0, strip1);
+            return kKernelsQ8_0;
+        case DType::q2_k:
+            return kKernelsQ2_K;
+        case DType::q3_k:
+            return kKernelsQ3_K;
+        case DType::q4_k:
+            return kKernelsQ4_K;
+        case DType::q5_k:
+            return kKernelsQ5_K;
+        case DType::q6_k:
+            return kKernelsQ6_K;
+        case DType::iq4_nl:
+            return kKernelsIQ4_NL;
+        case DType::iq4_xs:
+            return kKernelsIQ4_XS;
+        case DType::mxfp4:
+            return kKernelsMXFP4;
         default:
-            __builtin_trap();  // float types have no int8 product; packable() has refused every other
+            __builtin_trap();  // packable() has refused every other
     }
 }
 
-template <class Format>
-void matmul_dequantised(const FloatProduct& p, int64_t strip0, int64_t strip1) {
-    matmul_widened(p, strip0, strip1, [&](const std::byte* strip, int64_t k, int64_t depth, float* dst) {
-        dequantise_blocks(PackedStrip<Format>(strip, p.w.cols / kBlock), k / kBlock, depth / kBlock, dst);
-    });
+void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows,
+               float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
+    block_kernels(w.type).dot({w, xq, rows, w.cols / kBlock, {y, ldy, w.rows, &epilogue}, scratch}, strip0,
+                              strip1);
 }
 
 void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
@@ -99,25 +117,14 @@ void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const flo
         case DType::bf16:
             if (few) return matmul_direct<ColumnsBf16Pairs>(p, 32, 2, strip0, strip1);
             return matmul_widened(p, strip0, strip1, widen_bf16_pairs);
-        case DType::q4_0:
-            return matmul_dequantised<FormatQ4_0>(p, strip0, strip1);
-        case DType::q4_1:
-            return matmul_dequantised<FormatQ4_1>(p, strip0, strip1);
-        case DType::q8_0:
-            return matmul_dequantised<FormatQ8_0>(p, strip0, strip1);
         default:
-            __builtin_trap();
+            return matmul_widened(p, strip0, strip1, block_kernels(w.type).widen);
     }
-}
-
-template <class Format>
-void unpack_block_row(const std::byte* strip, int64_t lane, int64_t blocks, float* dst) {
-    dequantise_row(PackedStrip<Format>(strip, blocks), lane, blocks, dst);
 }
 
 void unpack_row(const PackedMatrix& w, int64_t row, float* dst) {
     const std::byte* strip = w.data + row / kStripRows * w.strip_bytes;
-    const int64_t lane = row % kStripRows, blocks = w.cols / kBlock;
+    const int64_t lane = row % kStripRows;
     switch (w.type) {
         case DType::f32:
             for (int64_t k = 0; k < w.cols; ++k)
@@ -138,14 +145,8 @@ void unpack_row(const PackedMatrix& w, int64_t row, float* dst) {
                 copy_bytes(dst + k, &bits, 4);
             }
             return;
-        case DType::q4_0:
-            return unpack_block_row<FormatQ4_0>(strip, lane, blocks, dst);
-        case DType::q4_1:
-            return unpack_block_row<FormatQ4_1>(strip, lane, blocks, dst);
-        case DType::q8_0:
-            return unpack_block_row<FormatQ8_0>(strip, lane, blocks, dst);
         default:
-            __builtin_trap();
+            return block_kernels(w.type).row(strip, lane, w.cols / kBlock, dst);
     }
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "compute/isa/float_tile.hpp"
-#include "compute/isa/formats.hpp"
 #include "compute/isa/panels.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
@@ -21,6 +20,9 @@ struct FloatProduct {
     std::byte* scratch;
     int64_t panel;  // columns of a panel
 };
+
+// Columns [k, k + depth) of one strip of `cols` columns, exactly, to [depth][16].
+using Widen = void (*)(const std::byte* strip, int64_t cols, int64_t k, int64_t depth, float* dst);
 
 template <int R, int V, class Columns>
 __attribute__((noinline)) void float_rows(const float* x, int64_t ldx, const Columns& columns, int64_t depth,
@@ -86,24 +88,23 @@ void matmul_direct(const FloatProduct& p, int64_t step, int64_t pairs, int64_t s
     });
 }
 
-// Through f32 copies of at most kPanelCols columns: widen(strip data, k, depth, dst) makes [depth][16] of one strip.
-template <class Widen>
-void matmul_widened(const FloatProduct& p, int64_t strip0, int64_t strip1, Widen widen) {
+// Through f32 copies of at most kPanelCols columns.
+inline void matmul_widened(const FloatProduct& p, int64_t strip0, int64_t strip1, Widen widen) {
     float* columns = reinterpret_cast<float*>(p.scratch);
     float_matmul(p, strip0, strip1, [&](int64_t s, int64_t count, int64_t k, int64_t depth) {
         for (int64_t i = 0; i < count; ++i)
-            widen(p.w.data + (s + i) * p.w.strip_bytes, k, depth, columns + i * kPanelCols * 16);
+            widen(p.w.data + (s + i) * p.w.strip_bytes, p.w.cols, k, depth, columns + i * kPanelCols * 16);
         return ColumnsF32{columns, 16, kPanelCols * 16};
     });
 }
 
 TREADLE_INLINE const uint16_t* halves(const std::byte* p) { return reinterpret_cast<const uint16_t*>(p); }
 
-TREADLE_INLINE void widen_f16(const std::byte* strip, int64_t k, int64_t depth, float* dst) {
+inline void widen_f16(const std::byte* strip, int64_t /*cols*/, int64_t k, int64_t depth, float* dst) {
     for (int64_t i = 0; i < depth * 16; i += kLanes) store(dst + i, load_f16(halves(strip) + k * 16 + i));
 }
 
-TREADLE_INLINE void widen_bf16_pairs(const std::byte* strip, int64_t k, int64_t depth, float* dst) {
+inline void widen_bf16_pairs(const std::byte* strip, int64_t /*cols*/, int64_t k, int64_t depth, float* dst) {
     for (int64_t i = 0; i < depth; ++i)
         for (int part = 0; part < kParts; ++part) {
             const uint16_t* pair = halves(strip) + (k + i) / 2 * 32 + part * kLanes * 2;

@@ -1,5 +1,6 @@
-// int8 matrix product: groups of matrix strips against tiles of quantised rows. Blocks of 32 columns ascend; each adds
-// fma(f32(integer dot), weight scale * row scale, acc), then fma(minimum, row scale * row sum, acc).
+// int8 matrix product: groups of matrix strips against tiles of quantised rows. Runs of columns that share a weight scale
+// ascend (32 columns, or 16 in types with two scales a block); each adds fma(f32(integer dot), weight scale * row scale, acc),
+// then, in types with a minimum, fma(minimum, row scale * row sum, acc).
 #pragma once
 
 #include "compute/isa/formats.hpp"
@@ -11,25 +12,58 @@ inline constexpr int kDotStrips =
     kDotVectors > kParts ? kDotVectors / kParts : 1;  // strips of one register tile
 static_assert(kDotVectors % kParts == 0 || kParts == 1, "a register tile holds whole strips");
 inline constexpr int64_t kPanelBlocks = 20;
-inline constexpr int64_t kUnpackedBytes = kDotStrips * kPanelBlocks * (512 + 128);
+inline constexpr int64_t kUnpackedBytes = kDotStrips * kPanelBlocks * (512 + 4 * 64);
 
 // Row tile of a quantised buffer, from some block on.
 struct QuantTile {
     const std::byte* data;
+    const std::byte* halves;
     int64_t height;
 };
 
 TREADLE_INLINE QuantTile quant_tile(const std::byte* xq, int64_t rows, int64_t blocks, int64_t first_row,
                                     int64_t block) {
     const int64_t height = least(kTileHeight, rows - first_row);
-    return {xq + (first_row * blocks + block * height) * kQuantRowBytes, height};
+    const int64_t before = first_row * blocks + block * height;
+    return {xq + before * kQuantRowBytes, xq + rows * blocks * kQuantRowBytes + before * kHalvesRowBytes,
+            height};
 }
 
-template <Offset kOffset>
-TREADLE_INLINE I start(const int32_t* by_eight, const int32_t* by_bias) {
-    if constexpr (kOffset == Offset::eight) return iset1(*by_eight);
-    if constexpr (kOffset == Offset::signed_bias && kSignedBias != 0) return iset1(*by_bias);
-    return iset1(0);
+// What rows bring to one run of columns beside their quants; element t is row t's.
+struct RowSides {
+    const float* scale;
+    const float* scaled_sum;  // of the whole block
+    const int32_t* starts;
+};
+
+// Of the rows from `row` on, for part `half` of a block.
+template <class Format>
+TREADLE_INLINE RowSides row_sides(const QuantTile& x, int64_t block, int64_t row, int half) {
+    const int64_t height = x.height;
+    const std::byte* record = x.data + block * height * kQuantRowBytes + height * kBlock;
+    const float* scale = reinterpret_cast<const float*>(record) + row;
+    const int32_t* starts = reinterpret_cast<const int32_t*>(scale + 2 * height);
+    if constexpr (Format::kScales == 2)
+        starts = reinterpret_cast<const int32_t*>(x.halves + block * height * kHalvesRowBytes) +
+                 half * height + row;
+    else if constexpr (Format::kOffset == Offset::signed_bias) starts += height;
+    return {scale, scale + height, starts};
+}
+
+template <class Format>
+TREADLE_INLINE I start(const int32_t* from) {
+    static_assert((Format::kOffset == Offset::thirty_two) == (Format::kScales == 2 && !Format::kHasMinimum),
+                  "the halves' integers are -32 * sum");
+    if constexpr (kByteOffset<Format> == 0) return iset1(0);
+    const I value = iset1(*from);
+    return Format::kOffset == Offset::sixteen ? iadd(value, value) : value;
+}
+
+// Row scale * row sum of row t.
+template <class Format>
+TREADLE_INLINE F scaled_sum(const RowSides& sides, int t) {
+    if constexpr (Format::kScales == 1) return set1(sides.scaled_sum[t]);
+    return set1(sides.scale[t] * (-1.0f / 32) * static_cast<float>(sides.starts[t]));
 }
 
 // Packed bytes that are read next; a few lines of each strip are fetched with every block.
@@ -50,25 +84,24 @@ struct Ahead {
     }
 };
 
-// Integer dots of rows [0, T) with V vectors of one block, from vector `first` of the strips on. The chains lie side by
-// side to hide a dot's latency, and each broadcast of four activations serves every vector.
+// Integer dots of rows [0, T) with V vectors of one block (its part `half`), from vector `first` of the strips on. The
+// chains lie side by side to hide a dot's latency, and each broadcast of four activations serves every vector.
 template <int T, int V, class Strip>
-TREADLE_INLINE void dot_block(const Strip* strips, int first, int64_t block, const std::byte* quants,
-                              I d[T][V]) {
-    constexpr bool kSigned = kSignedBytes<typename Strip::Type>;
-#pragma GCC unroll 4
-    for (int step = 0; step < 4; ++step) {
-        B w[2][V];
+TREADLE_INLINE void dot_block(const Strip* strips, int first, int64_t block, int half,
+                              const std::byte* quants, I d[T][V]) {
+    using Format = typename Strip::Type;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8 / Format::kScales; ++i) {
+        const int index = Format::kScales == 2 ? 4 * half + i : in_line_order(i);
+        B w[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
-            strips[(first + v) / kParts].vectors(block, (first + v) % kParts, step, w[0][v], w[1][v]);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half)
+            w[v] = strips[(first + v) / kParts].vector(block, (first + v) % kParts, index);
 #pragma GCC unroll 16
-            for (int t = 0; t < T; ++t)
+        for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v)
-                    d[t][v] = dot<kSigned>(d[t][v], w[half][v], quants + t * kBlock + 4 * step + 16 * half);
+            for (int v = 0; v < V; ++v)
+                d[t][v] = dot<kSignedBytes<Format>>(d[t][v], w[v], quants + t * kBlock + 4 * index);
     }
 }
 
@@ -77,32 +110,31 @@ template <int T, int V, class Strip>
 __attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t blocks, const QuantTile& x,
                                         int64_t row, const PanelEnds& ends, Ahead& ahead_of_all) {
     using Format = typename Strip::Type;
-    const int64_t height = x.height, record_bytes = height * kQuantRowBytes;
-    const std::byte* quants = x.data + row * kBlock;
-    const std::byte* sides = x.data + height * kBlock + row * 4;
     Ahead ahead = ahead_of_all;
     F acc[T][V];
     begin_panel<T, V>(ends, acc);
-    for (int64_t block = 0; block < blocks; ++block, quants += record_bytes, sides += record_bytes) {
-        const float* row_scale = reinterpret_cast<const float*>(sides);
-        const float* row_sum = row_scale + height;
-        const int32_t* by_eight = reinterpret_cast<const int32_t*>(row_sum + height);
-        const int32_t* by_bias = by_eight + height;
+    for (int64_t block = 0; block < blocks; ++block) {
+        const std::byte* quants = x.data + block * x.height * kQuantRowBytes + row * kBlock;
         ahead.step();
-        I d[T][V];
+#pragma GCC unroll 2
+        for (int half = 0; half < Format::kScales; ++half) {
+            const RowSides sides = row_sides<Format>(x, block, row, half);
+            I d[T][V];
 #pragma GCC unroll 16
-        for (int t = 0; t < T; ++t)
+            for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) d[t][v] = start<Format::kOffset>(by_eight + t, by_bias + t);
-        dot_block<T, V>(strips, first, block, quants, d);
+                for (int v = 0; v < V; ++v) d[t][v] = start<Format>(sides.starts + t);
+            dot_block<T, V>(strips, first, block, half, quants, d);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) {
-            F scale, minimum;
-            strips[(first + v) / kParts].scales(block, (first + v) % kParts, scale, minimum);
+            for (int v = 0; v < V; ++v) {
+                F scale, minimum;
+                strips[(first + v) / kParts].scales(block, (first + v) % kParts, half, scale, minimum);
 #pragma GCC unroll 16
-            for (int t = 0; t < T; ++t) {
-                acc[t][v] = fma(to_float(d[t][v]), mul(scale, set1(row_scale[t])), acc[t][v]);
-                if constexpr (Format::kHasMinimum) acc[t][v] = fma(minimum, set1(row_sum[t]), acc[t][v]);
+                for (int t = 0; t < T; ++t) {
+                    acc[t][v] = fma(to_float(d[t][v]), mul(scale, set1(sides.scale[t])), acc[t][v]);
+                    if constexpr (Format::kHasMinimum)
+                        acc[t][v] = fma(minimum, scaled_sum<Format>(sides, t), acc[t][v]);
+                }
             }
         }
     }
@@ -175,7 +207,7 @@ void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t c
 // Few rows: one register tile takes them all, straight from the packed strips.
 template <class Format>
 void dot_few(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, bool more) {
-    const QuantTile x{p.xq, p.rows};
+    const QuantTile x = quant_tile(p.xq, p.rows, p.blocks, 0, 0);
     const std::byte* next = packed[0].lines + kDotStrips * p.w.strip_bytes;
     const bool wide = p.rows > kDotRows;
     const int64_t steps = p.blocks * (wide ? kDotStrips * kParts : 1);

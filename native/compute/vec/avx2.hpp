@@ -59,7 +59,17 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) {
 TREADLE_INLINE I iset1(int32_t x) { return _mm256_set1_epi32(x); }
 TREADLE_INLINE I iload(const int32_t* p) { return bytes_at(p); }
 TREADLE_INLINE void istore(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+TREADLE_INLINE I iload_i8(const std::byte* p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+TREADLE_INLINE I iload_u8(const std::byte* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
 TREADLE_INLINE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
+TREADLE_INLINE I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
+TREADLE_INLINE I iand(I a, I b) { return _mm256_and_si256(a, b); }
+TREADLE_INLINE I iright(I a, int n) { return _mm256_srli_epi32(a, n); }
+TREADLE_INLINE F from_bits(I a) { return _mm256_castsi256_ps(a); }
 TREADLE_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
 TREADLE_INLINE F to_float(I a) { return _mm256_cvtepi32_ps(a); }
 // y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
@@ -67,15 +77,33 @@ TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     return _mm256_castsi256_ps(
         _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
-TREADLE_INLINE void store_i8(int8_t* p, I a) {
-    __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(s, s));
+TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
+    const __m256i pairs = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    const __m256i all = _mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), all);
+    __m256i s = _mm256_maddubs_epi16(_mm256_set1_epi8(1), all);
+    s = _mm256_madd_epi16(s, _mm256_set1_epi16(1));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    sums[0] = _mm256_cvtsi256_si32(s);
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 
 TREADLE_INLINE B bload(const std::byte* p) { return bytes_at(p); }
 TREADLE_INLINE void bstore(std::byte* p, B a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
 TREADLE_INLINE B low_nibbles(B a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 TREADLE_INLINE B high_nibbles(B a) { return low_nibbles(_mm256_srli_epi16(a, 4)); }
+TREADLE_INLINE B and_bits(B a, int mask) {
+    return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(mask)));
+}
+TREADLE_INLINE B insert_bits(B a, B b, int mask) { return _mm256_or_si256(a, and_bits(b, mask)); }
+TREADLE_INLINE B move_bits(B a, int left) {
+    return left >= 0 ? _mm256_slli_epi16(a, left) : _mm256_srli_epi16(a, -left);
+}
+TREADLE_INLINE B table16(const int8_t* values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+}
+TREADLE_INLINE B lookup(B table, B nibbles) { return _mm256_shuffle_epi8(table, nibbles); }
 TREADLE_INLINE B from_signed(B a) { return a; }
 template <bool Signed>
 TREADLE_INLINE I byte_of(B a, int i) {
@@ -103,11 +131,6 @@ TREADLE_INLINE float fold_max(F a) {
     const __m128 q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_max_ps(d, _mm_movehdup_ps(d)));
-}
-TREADLE_INLINE int32_t ifold_add(I a) {
-    const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    const __m128i d = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 0xb1)));
 }
 
 // Into the second cache.

@@ -64,7 +64,18 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) {
 TREADLE_INLINE I iset1(int32_t x) { return _mm512_set1_epi32(x); }
 TREADLE_INLINE I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
 TREADLE_INLINE void istore(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+// kLanes bytes, widened.
+TREADLE_INLINE I iload_i8(const std::byte* p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+TREADLE_INLINE I iload_u8(const std::byte* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 TREADLE_INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+TREADLE_INLINE I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+TREADLE_INLINE I iand(I a, I b) { return _mm512_and_si512(a, b); }
+TREADLE_INLINE I iright(I a, unsigned n) { return _mm512_srli_epi32(a, n); }  // a >= 0
+TREADLE_INLINE F from_bits(I a) { return _mm512_castsi512_ps(a); }
 TREADLE_INLINE I to_int(F a) { return _mm512_cvtps_epi32(a); }  // nearest, ties to even; |a| < 2^22
 TREADLE_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 // y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
@@ -72,14 +83,36 @@ TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     return _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 }
-TREADLE_INLINE void store_i8(int8_t* p, I a) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+// Stores 32 quants, the lanes of q[2 * 16 / kLanes] narrowed, and the sums of the first and of the last 16.
+TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
+    const __m256i all = _mm256_set_m128i(_mm512_cvtepi32_epi8(q[1]), _mm512_cvtepi32_epi8(q[0]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), all);
+    __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), all);
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    sums[0] = _mm256_cvtsi256_si32(s);
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(s, 1));
 }
 
 TREADLE_INLINE B bload(const std::byte* p) { return _mm512_loadu_si512(p); }
 TREADLE_INLINE void bstore(std::byte* p, B a) { _mm512_storeu_si512(p, a); }
 TREADLE_INLINE B low_nibbles(B a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 TREADLE_INLINE B high_nibbles(B a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }
+TREADLE_INLINE B and_bits(B a, int mask) {
+    return _mm512_and_si512(a, _mm512_set1_epi8(static_cast<char>(mask)));
+}
+TREADLE_INLINE B insert_bits(B a, B b, int mask) {  // a | (b & mask)
+    return _mm512_ternarylogic_epi64(a, b, _mm512_set1_epi8(static_cast<char>(mask)), 0xf8);
+}
+// Bits of every byte `left` places up (down where negative); what comes in from outside the byte is to be masked off.
+TREADLE_INLINE B move_bits(B a, int left) {
+    return left >= 0 ? _mm512_slli_epi16(a, static_cast<unsigned>(left))
+                     : _mm512_srli_epi16(a, static_cast<unsigned>(-left));
+}
+TREADLE_INLINE B table16(const int8_t* values) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+}
+TREADLE_INLINE B lookup(B table, B nibbles) { return _mm512_shuffle_epi8(table, nibbles); }
 TREADLE_INLINE B from_signed(B a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
 // Byte i (0..3) of every lane, as from_signed() or the nibble functions left it.
 template <bool Signed>
@@ -112,7 +145,6 @@ struct Largest {
 };
 TREADLE_INLINE float fold_add(F a) { return fold(a, Sum()); }
 TREADLE_INLINE float fold_max(F a) { return fold(a, Largest()); }
-TREADLE_INLINE int32_t ifold_add(I a) { return _mm512_reduce_add_epi32(a); }
 
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

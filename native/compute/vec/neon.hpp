@@ -56,7 +56,22 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f
 TREADLE_INLINE I iset1(int32_t x) { return vdupq_n_s32(x); }
 TREADLE_INLINE I iload(const int32_t* p) { return vld1q_s32(p); }
 TREADLE_INLINE void istore(int32_t* p, I a) { vst1q_s32(p, a); }
+TREADLE_INLINE uint8x8_t four_bytes(const std::byte* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vreinterpret_u8_u32(vdup_n_u32(four));
+}
+TREADLE_INLINE I iload_i8(const std::byte* p) {
+    return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p)))));
+}
+TREADLE_INLINE I iload_u8(const std::byte* p) {
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four_bytes(p)))));
+}
 TREADLE_INLINE I iadd(I a, I b) { return vaddq_s32(a, b); }
+TREADLE_INLINE I isub(I a, I b) { return vsubq_s32(a, b); }
+TREADLE_INLINE I iand(I a, I b) { return vandq_s32(a, b); }
+TREADLE_INLINE I iright(I a, int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }
+TREADLE_INLINE F from_bits(I a) { return vreinterpretq_f32_s32(a); }
 TREADLE_INLINE I to_int(F a) { return vcvtnq_s32_f32(a); }
 TREADLE_INLINE F to_float(I a) { return vcvtq_f32_s32(a); }
 // y * 2^n, n being the low bits of `shifted`: y and the result are normal numbers.
@@ -64,16 +79,26 @@ TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     return vreinterpretq_f32_s32(
         vaddq_s32(vreinterpretq_s32_f32(y), vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23)));
 }
-TREADLE_INLINE void store_i8(int8_t* p, I a) {
-    int16x4_t s = vmovn_s32(a);
-    int8x8_t b = vmovn_s16(vcombine_s16(s, s));
-    __builtin_memcpy(p, &b, 4);
+TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
+    for (int half = 0; half < 2; ++half, q += 4) {
+        const int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
+        const int16x8_t high = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
+        vst1q_s8(p + 16 * half, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        sums[half] = vaddvq_s32(vaddq_s32(vaddq_s32(q[0], q[1]), vaddq_s32(q[2], q[3])));
+    }
 }
 
 TREADLE_INLINE B bload(const std::byte* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
 TREADLE_INLINE void bstore(std::byte* p, B a) { vst1q_s8(reinterpret_cast<int8_t*>(p), a); }
 TREADLE_INLINE B low_nibbles(B a) { return vandq_s8(a, vdupq_n_s8(15)); }
 TREADLE_INLINE B high_nibbles(B a) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(a), 4)); }
+TREADLE_INLINE B and_bits(B a, int mask) { return vandq_s8(a, vdupq_n_s8(static_cast<int8_t>(mask))); }
+TREADLE_INLINE B insert_bits(B a, B b, int mask) { return vorrq_s8(a, and_bits(b, mask)); }
+TREADLE_INLINE B move_bits(B a, int left) {
+    return vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(a), vdupq_n_s8(static_cast<int8_t>(left))));
+}
+TREADLE_INLINE B table16(const int8_t* values) { return vld1q_s8(values); }
+TREADLE_INLINE B lookup(B table, B nibbles) { return vqtbl1q_s8(table, vreinterpretq_u8_s8(nibbles)); }
 TREADLE_INLINE B from_signed(B a) { return a; }
 template <bool Signed>
 TREADLE_INLINE I byte_of(B a, int i) {
@@ -97,7 +122,6 @@ TREADLE_INLINE float fold_max(F a) {
     const F b = max(a, vextq_f32(a, a, 2)), c = max(b, vextq_f32(b, b, 1));
     return vgetq_lane_f32(c, 0);
 }
-TREADLE_INLINE int32_t ifold_add(I a) { return vaddvq_s32(a); }
 
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -94,6 +94,12 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) {
 TREADLE_INLINE I iset1(int32_t x) { TREADLE_EACH(I, x); }
 TREADLE_INLINE I iload(const int32_t* p) { TREADLE_EACH(I, p[i]); }
 TREADLE_INLINE void istore(int32_t* p, I a) { __builtin_memcpy(p, a.v, sizeof a.v); }
+TREADLE_INLINE I iload_i8(const std::byte* p) { TREADLE_EACH(I, static_cast<int8_t>(p[i])); }
+TREADLE_INLINE I iload_u8(const std::byte* p) { TREADLE_EACH(I, static_cast<uint8_t>(p[i])); }
+TREADLE_INLINE I isub(I a, I b) { TREADLE_EACH(I, a.v[i] - b.v[i]); }
+TREADLE_INLINE I iand(I a, I b) { TREADLE_EACH(I, a.v[i] & b.v[i]); }
+TREADLE_INLINE I iright(I a, int n) { TREADLE_EACH(I, a.v[i] >> n); }
+TREADLE_INLINE F from_bits(I a) { TREADLE_EACH(F, bits_to_float(static_cast<uint32_t>(a.v[i]))); }
 TREADLE_INLINE I iadd(I a, I b) { TREADLE_EACH(I, a.v[i] + b.v[i]); }
 TREADLE_INLINE I to_int(F a) {  // adding 1.5 * 2^23 leaves the rounded integer in the low bits
     TREADLE_EACH(I, static_cast<int32_t>(float_to_bits(a.v[i] + 12582912.0f) - 0x4b400000u));
@@ -103,8 +109,14 @@ TREADLE_INLINE F to_float(I a) { TREADLE_EACH(F, static_cast<float>(a.v[i])); }
 TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     TREADLE_EACH(F, bits_to_float(float_to_bits(y.v[i]) + (float_to_bits(shifted.v[i]) << 23)));
 }
-TREADLE_INLINE void store_i8(int8_t* p, I a) {
-    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
+    for (int half = 0; half < 2; ++half) {
+        sums[half] = 0;
+        for (int i = 0; i < kLanes; ++i) {
+            p[half * kLanes + i] = static_cast<int8_t>(q[half].v[i]);
+            sums[half] += q[half].v[i];
+        }
+    }
 }
 
 TREADLE_INLINE B bload(const std::byte* p) {
@@ -120,6 +132,27 @@ TREADLE_INLINE B low_nibbles(B a) {
 TREADLE_INLINE B high_nibbles(B a) {
     for (auto& x : a.v) x = static_cast<int8_t>((x >> 4) & 15);
     return a;
+}
+TREADLE_INLINE B and_bits(B a, int mask) {
+    for (auto& x : a.v) x = static_cast<int8_t>(x & mask);
+    return a;
+}
+TREADLE_INLINE B insert_bits(B a, B b, int mask) {
+    for (int i = 0; i < 4 * kLanes; ++i) a.v[i] = static_cast<int8_t>(a.v[i] | (b.v[i] & mask));
+    return a;
+}
+TREADLE_INLINE B move_bits(B a, int left) {
+    for (auto& x : a.v) x = static_cast<int8_t>(left >= 0 ? (x & 255) << left : (x & 255) >> -left);
+    return a;
+}
+TREADLE_INLINE B table16(const int8_t* values) {
+    B table;
+    for (int i = 0; i < 4 * kLanes; ++i) table.v[i] = values[i % 16];
+    return table;
+}
+TREADLE_INLINE B lookup(B table, B nibbles) {
+    for (auto& x : nibbles.v) x = table.v[x];
+    return nibbles;
 }
 TREADLE_INLINE B from_signed(B a) { return a; }
 template <bool Signed>
@@ -147,12 +180,6 @@ TREADLE_INLINE float fold_max(F a) {
         for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
     return a.v[0];
 }
-TREADLE_INLINE int32_t ifold_add(I a) {
-    int32_t total = 0;
-    for (int32_t x : a.v) total += x;
-    return total;
-}
-
 TREADLE_INLINE void prefetch(const void*) {}
 
 #undef TREADLE_EACH
