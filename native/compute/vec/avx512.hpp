@@ -83,6 +83,9 @@ TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     return _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(y), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 }
+TREADLE_INLINE void store_i8(int8_t* p, I a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
 // Stores 32 quants, the lanes of q[2 * 16 / kLanes] narrowed, and the sums of the first and of the last 16.
 TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
     const __m256i all = _mm256_set_m128i(_mm512_cvtepi32_epi8(q[1]), _mm512_cvtepi32_epi8(q[0]));

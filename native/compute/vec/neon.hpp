@@ -79,6 +79,11 @@ TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     return vreinterpretq_f32_s32(
         vaddq_s32(vreinterpretq_s32_f32(y), vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23)));
 }
+TREADLE_INLINE void store_i8(int8_t* p, I a) {
+    int16x4_t s = vmovn_s32(a);
+    int8x8_t b = vmovn_s16(vcombine_s16(s, s));
+    __builtin_memcpy(p, &b, 4);
+}
 TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
     for (int half = 0; half < 2; ++half, q += 4) {
         const int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));

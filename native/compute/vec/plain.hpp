@@ -109,6 +109,9 @@ TREADLE_INLINE F to_float(I a) { TREADLE_EACH(F, static_cast<float>(a.v[i])); }
 TREADLE_INLINE F scale_by_low_bits(F y, F shifted) {
     TREADLE_EACH(F, bits_to_float(float_to_bits(y.v[i]) + (float_to_bits(shifted.v[i]) << 23)));
 }
+TREADLE_INLINE void store_i8(int8_t* p, I a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
 TREADLE_INLINE void store_quants(int8_t* p, const I* q, int32_t* sums) {
     for (int half = 0; half < 2; ++half) {
         sums[half] = 0;
