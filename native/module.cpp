@@ -14,6 +14,7 @@
 
 #include "build_info.hpp"
 #include "compute/probe.hpp"
+#include "gil.hpp"
 #include "inference/program.hpp"
 #include "inference/weights.hpp"
 
@@ -125,7 +126,7 @@ nb::object run_program(Program& program, const Ints& query_lens, const Ints& pos
     if (count) counters.emplace();
     bool finished = false;
     {
-        const nb::gil_scoped_release released;
+        const GilRelease released;
         finished = program.run(context, counters ? &*counters : nullptr);
     }
     if (!finished) return nb::none();
@@ -150,7 +151,7 @@ void pack(ThreadPool& pool, const ReadOnlyRows& rows, int dtype, int64_t cols, c
     }
     if (static_cast<int64_t>(out.size()) < compute::packed_bytes(type, count, cols))
         throw BindError("packed buffer is too small");
-    const nb::gil_scoped_release released;
+    const GilRelease released;
     pack_matrix(pool, type, reinterpret_cast<const std::byte*>(rows.data()), count, rows.stride(0), cols,
                 reinterpret_cast<std::byte*>(out.data()));
 }
@@ -173,7 +174,7 @@ int64_t encode(ThreadPool& pool, const std::string& isa, const ReadOnlyValues& v
     const float* source = values.data();
     auto* target = reinterpret_cast<std::byte*>(out.data());
     std::atomic<int64_t> next{0}, failed{rows};
-    const nb::gil_scoped_release released;
+    const GilRelease released;
     pool.run([&](int) {
         for (int64_t row = next++; row < rows; row = next++) {
             if (kernels.encode_row(type, source + row * cols, cols, target + row * row_bytes)) continue;
@@ -218,8 +219,12 @@ NB_MODULE(_native, m) {
             throw_typed("InvalidBatchSize", error.what());
         } catch (const BindError& error) {
             throw_typed("InvalidInstructionBinding", error.what());
+        } catch (const ForkError& error) {
+            throw_typed("BackendUnavailable", error.what());
         }
     });
+
+    nb::module_::import_("atexit").attr("register")(nb::cpp_function([] { gil_gate().close(); }));
 
     m.def("abi", &abi, "Parameter layouts: {'opcode.version': [(field, type code, offset), ...]}.");
     m.def(
@@ -264,7 +269,7 @@ NB_MODULE(_native, m) {
         [](ThreadPool& pool, const ReadOnlyBytes& data) {
             return checksum(pool, reinterpret_cast<const std::byte*>(data.data()), data.size());
         },
-        nb::arg("pool"), nb::arg("data"), nb::call_guard<nb::gil_scoped_release>(),
+        nb::arg("pool"), nb::arg("data"), nb::call_guard<GilRelease>(),
         "64-bit checksum against accidents, at memory speed, on all threads of an idle pool.");
     m.def(
         "encoded_block",
@@ -279,12 +284,12 @@ NB_MODULE(_native, m) {
           "Encodes f32 [rows, cols] as blocks of a file type; the first row without an encoding, or -1.");
     m.def(
         "probe_read_gb_s", [](int threads) { return compute::probe_read_gb_s(compute::kernels(), threads); },
-        nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
+        nb::arg("threads"), nb::call_guard<GilRelease>(),
         "Read bandwidth of the machine in GB/s, with this many threads.");
     m.def(
         "probe_int8_gop_s",
         [](int threads) { return compute::probe_int8_gop_s(compute::kernels(), threads); },
-        nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
+        nb::arg("threads"), nb::call_guard<GilRelease>(),
         "int8 dot-product rate in GOP/s, with this many threads.");
 
     nb::class_<ThreadPool>(m, "ThreadPool")

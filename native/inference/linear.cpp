@@ -5,9 +5,9 @@ namespace {
 
 // Up to this many rows every thread prepares all of them for itself: cheaper than meeting at a barrier.
 constexpr int64_t kRedundantRows = 4;
-// From this many rows on, strips are handed out in small pieces instead of one piece a thread.
-constexpr int64_t kSharedOutRows = 32;
-constexpr int64_t kPiecesPerThread = 8;
+// Pieces of a thread's strips: more where a strip is much work, fewer where each would be over in a microsecond.
+constexpr int64_t kManyRows = 32;
+constexpr int64_t kManyPieces = 8, kFewPieces = 4;
 
 bool takes_i8(const PackedMatrix& w, bool exact) { return !exact && !compute::is_float(w.type); }
 
@@ -80,9 +80,15 @@ ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int
     const bool few = rows <= kRedundantRows;
     float* wide = few ? pieces.own_f32 : pieces.team_f32;
     std::byte* quants = few ? pieces.own_i8 : pieces.team_i8;
-    const Range mine = few ? Range{0, rows} : worker.share(rows);
-    make(x, ldx, mine, rows, gather, worker.kernels, wide, quants, pieces.row);
-    if (!few && (wide || quants)) worker.sync();
+    const auto make_range = [&](Range range) {
+        make(x, ldx, range, rows, gather, worker.kernels, wide, quants, pieces.row);
+    };
+    if (few) {
+        make_range({0, rows});
+    } else if (wide || quants) {
+        worker.each(rows, worker.piece(rows, kFewPieces), make_range);
+        worker.sync();
+    }
     return {wide ? wide : x, wide ? cols_ : ldx, quants, rows};
 }
 
@@ -102,8 +108,13 @@ void multiply(const Product& product, Range strips, const ReadyRows& rows, const
     }
 }
 
+int64_t strip_piece(const Worker& worker, int64_t strips, int64_t rows) {
+    if (worker.threads == 1) return strips;
+    return worker.piece(strips, rows < kManyRows ? kFewPieces : kManyPieces, kStripGrain);
+}
+
 void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, bool exact,
-                  std::byte* scratch, int ticket) {
+                  std::byte* scratch) {
     int64_t total = 0;
     for (const Product& p : products) total += p.w->strips();
     const auto run = [&](Range all) {
@@ -115,13 +126,7 @@ void multiply_all(std::span<const Product> products, const ReadyRows& rows, Work
             before += strips;
         }
     };
-    if (rows.rows < kSharedOutRows || worker.threads == 1) {
-        run(worker.share(total));
-        return;
-    }
-    const int64_t piece = std::max(int64_t{1}, total / (worker.threads * kPiecesPerThread));
-    for (int64_t first; (first = worker.next(ticket) * piece) < total;)
-        run({first, std::min(total, first + piece)});
+    worker.each(total, kStripGrain, strip_piece(worker, total, rows.rows), run);
 }
 
 }  // namespace treadle::inference

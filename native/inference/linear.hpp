@@ -87,8 +87,12 @@ int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w);
 void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels, bool exact,
               std::byte* scratch);
 
+// Shares and pieces of strips are multiples of this: the most strips that a register tile of any ISA takes.
+inline constexpr int64_t kStripGrain = 2;
+int64_t strip_piece(const Worker& worker, int64_t strips, int64_t rows);
+
 // Shares the strips of all products among the team.
 void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, bool exact,
-                  std::byte* scratch, int ticket);
+                  std::byte* scratch);
 
 }  // namespace treadle::inference

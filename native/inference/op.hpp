@@ -16,6 +16,7 @@
 #include "compute/kernels.hpp"
 #include "contract/params.hpp"
 #include "contract/types.hpp"
+#include "inference/handout.hpp"
 #include "inference/thread_pool.hpp"
 
 namespace treadle::inference {
@@ -114,34 +115,32 @@ struct Step {
     int64_t longest_sequence = 0;           // most positions of one slot after the step
 };
 
-struct Range {
-    int64_t first, last;
-    bool empty() const { return first >= last; }
-};
-
-// A thread's part of `count` items, in whole multiples of `grain`.
-inline Range share(int64_t count, int64_t grain, int thread, int threads) {
-    const int64_t units = (count + grain - 1) / grain;
-    return {std::min(count, units * thread / threads * grain),
-            std::min(count, units * (thread + 1) / threads * grain)};
-}
-
-inline constexpr int kTickets = 4;
-
 // One thread of the team inside one step.
 struct Worker {
     const Kernels& kernels;
     Barrier& barrier;
     int thread;
     int threads;
-    std::byte* shared;              // workspace that all threads see
-    std::byte* scratch;             // this thread's own
-    std::atomic<int64_t>* tickets;  // [kTickets] counters of the op being run, 0 when it begins
+    std::byte* shared;   // workspace that all threads see
+    std::byte* scratch;  // this thread's own
+    Handouts& handouts;
+    int64_t handout = 0;  // number of the next one in this step
 
     void sync() { barrier.arrive_and_wait(); }
-    int64_t next(int ticket) { return tickets[ticket].fetch_add(1, std::memory_order_relaxed); }
-    Range share(int64_t count, int64_t grain = 1) const {
-        return inference::share(count, grain, thread, threads);
+    // Hands out `count` items to the team: body(range) with pieces of `piece` items. All threads must come by; a
+    // thread that leaves knows only its own items done.
+    template <typename Body>
+    void each(int64_t count, int64_t piece, Body&& body) {
+        handouts.each(handout++, thread, count, 1, piece, body);
+    }
+    // The same where a share and a piece (a multiple of grain) should hold whole grains.
+    template <typename Body>
+    void each(int64_t count, int64_t grain, int64_t piece, Body&& body) {
+        handouts.each(handout++, thread, count, grain, piece, body);
+    }
+    // A piece size that makes about `pieces` of each thread's share.
+    int64_t piece(int64_t count, int64_t pieces, int64_t grain = 1) const {
+        return std::max(int64_t{1}, count / (threads * pieces * grain)) * grain;
     }
 };
 

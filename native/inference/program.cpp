@@ -20,7 +20,7 @@ void check_arity(const Instruction& in, size_t index, const Adapter& adapter) {
 
 Program::Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool exact,
                  contract::StepLimits limits, const std::vector<Instruction>& instructions)
-    : pool_(std::move(pool)), kernels_(kernels), limits_(limits) {
+    : pool_(std::move(pool)), kernels_(kernels), limits_(limits), handouts_(pool_->threads()) {
     const BindContext context{kernels, limits, pool_->threads(), exact};
     for (size_t i = 0; i < instructions.size(); ++i) {
         const Instruction& in = instructions[i];
@@ -98,15 +98,14 @@ Step Program::prepare(const contract::ExecutionContext& c) {
 }
 
 bool Program::run(const contract::ExecutionContext& context, Counters* counters) {
+    pool_->check_process();
     const std::lock_guard lock(running_);
     if (workspace_ == nullptr) throw StepError("the program has no workspace");
     const Step step = prepare(context);
     for (const BoundOp& bound : ops_) bound.op->check(step);
     cancelled_.store(false, std::memory_order_relaxed);
     stop_ = {};
-    for (auto& set : tickets_) {
-        for (auto& ticket : set) ticket.store(0, std::memory_order_relaxed);
-    }
+    handouts_.clear();
     pool_->run([&](int thread) { walk(thread, step); });
     if (counters) count(step, *counters);
     return !(stop_[0] || stop_[1]);
@@ -115,21 +114,16 @@ bool Program::run(const contract::ExecutionContext& context, Counters* counters)
 void Program::walk(int thread, const Step& step) {
     Worker worker{kernels_,         pool_->barrier(), thread,
                   pool_->threads(), shared_,          shared_ + shared_bytes_ + thread * thread_bytes_,
-                  nullptr};
+                  handouts_};
     ropes_.fill(step, worker);
     worker.sync();
     int set = 0;
     for (const BoundOp& bound : ops_) {
         if (bound.op->idle(step)) continue;
-        worker.tickets = tickets_[set].data();
         bound.op->run(step, worker);
         if (thread == 0) stop_[set] = cancelled_.load(std::memory_order_relaxed);
         worker.sync();
         if (stop_[set]) return;
-        // The set just used is free: every thread has passed the barrier. It serves the op after the next.
-        if (thread == 0) {
-            for (auto& ticket : tickets_[set]) ticket.store(0, std::memory_order_relaxed);
-        }
         set ^= 1;
     }
 }

@@ -51,7 +51,7 @@ class Program {
 
     std::vector<int32_t> row_slot_, row_position_;
     std::vector<RowBlock> blocks_;
-    std::array<std::array<std::atomic<int64_t>, kTickets>, 2> tickets_{};
+    Handouts handouts_;
     std::atomic<bool> cancelled_{false};
     // Written by thread 0 before a barrier, read by all after it; two, so that the next op's write is not
     // seen early.

@@ -35,14 +35,16 @@ class RopeTables {
     }
 
     // Every thread fills its share of rows; the caller synchronises.
-    void fill(const Step& step, const Worker& worker) const {
-        const Range mine = worker.share(step.rows);
-        for (const RopeTable& table : tables_) {
-            for (int64_t r = mine.first; r < mine.last; ++r) {
-                compute::rope_table(table.inv_freq, table.half, static_cast<float>(step.row_position[r]),
-                                    table.factor, table.cosine + r * table.half, table.sine + r * table.half);
+    void fill(const Step& step, Worker& worker) const {
+        worker.each(step.rows, worker.piece(step.rows, 4), [&](Range rows) {
+            for (const RopeTable& table : tables_) {
+                for (int64_t r = rows.first; r < rows.last; ++r) {
+                    compute::rope_table(table.inv_freq, table.half, static_cast<float>(step.row_position[r]),
+                                        table.factor, table.cosine + r * table.half,
+                                        table.sine + r * table.half);
+                }
             }
-        }
+        });
     }
 
   private:

@@ -1,6 +1,6 @@
 // What the thread pool costs, and what it keeps when the machine is oversubscribed: decode steps of a SmolLM2-shaped
 // decoder by one engine, by two at once (their sum), by one beside a busy process on every core, and by one with more
-// threads than cores. Every engine is a process of its own. bench_threads [threads] [seconds a point]
+// threads than cores. Every engine is a process of its own. bench_threads [threads] [seconds a point; 0: the barrier alone]
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -85,8 +85,9 @@ pid_t burner() {
 int main(int argc, char** argv) {
     const int threads = argc > 1 ? std::atoi(argv[1]) : static_cast<int>(std::thread::hardware_concurrency());
     const double seconds = argc > 2 ? std::atof(argv[2]) : 2.0;
-    const Model model(kShape, DType::q8_0);
     bench_barrier(threads);
+    if (seconds <= 0.0) return 0;
+    const Model model(kShape, DType::q8_0);
     const double one = engines(model, 1, threads, seconds);
     std::printf("one engine: %.1f steps/s\n", one);
     std::printf("one engine on 1 thread: x%.2f\n", engines(model, 1, 1, seconds) / one);

@@ -34,7 +34,6 @@ enum WeightIndex {
     kSlopes,
     kNorm
 };
-enum Tickets { kProjectTicket, kAttendTicket, kOutputTicket, kMergeTicket };
 
 class AttentionOp final : public Op {
   public:
@@ -94,7 +93,7 @@ class AttentionOp final : public Op {
             epilogue.scale = residual_scale_;
         }
         const Product product{&o_, y_.f32(), y_.cols, epilogue};
-        multiply_all({&product, 1}, rows, worker, context_.exact, pieces.matmul, kOutputTicket);
+        multiply_all({&product, 1}, rows, worker, context_.exact, pieces.matmul);
     }
 
     int64_t planned_bytes(const Step& step) const override {
@@ -192,8 +191,7 @@ class AttentionOp final : public Op {
                                     {&k_, p.k, k_.rows, {.bias = k_bias_}},
                                     {&v_, p.v, v_.rows, {.bias = v_bias_}},
                                     {&gate_, p.gate, gate_.rows, {}}};
-        multiply_all(std::span(products, gate_.rows ? 4 : 3), rows, worker, context_.exact, p.matmul,
-                     kProjectTicket);
+        multiply_all(std::span(products, gate_.rows ? 4 : 3), rows, worker, context_.exact, p.matmul);
     }
 
     void attend(const Step& step, Worker& worker, const Pieces& p) const {
@@ -210,7 +208,8 @@ class AttentionOp final : public Op {
             worker.sync();
         }
         const int64_t items = static_cast<int64_t>(step.blocks.size()) * kv_heads;
-        for (int64_t item; (item = worker.next(kAttendTicket)) < items;) {
+        worker.each(items, 1, [&](Range range) {
+            const int64_t item = range.first;
             // Last blocks first: they see the most keys.
             const RowBlock& block = step.blocks[step.blocks.size() - 1 - item / kv_heads];
             const int64_t head = item % kv_heads;
@@ -220,7 +219,7 @@ class AttentionOp final : public Op {
             }
             worker.kernels.attend(attention_, rows_of(step, p, block), head, p.attend);
             finish(worker.kernels, p, block, head);
-        }
+        });
     }
 
     // Few rows over long sequences: (block, kv head, split) items, then a merge of each (block, kv head).
@@ -232,29 +231,33 @@ class AttentionOp final : public Op {
         const auto parts_of = [&](const RowBlock& block, int64_t head) {
             return p.parts + (block.first_row * kv_heads + block.rows * head) * group_ * splits * part;
         };
-        for (int64_t item; (item = worker.next(kAttendTicket)) < heads * splits;) {
+        worker.each(heads * splits, 1, [&](Range one) {
+            const int64_t item = one.first;
             const RowBlock& block = step.blocks[item / splits / kv_heads];
             const int64_t head = item / splits % kv_heads, split = item % splits;
             const compute::AttendRows rows = rows_of(step, p, block);
             const compute::SplitRange range = compute::attend_splits(attention_, rows);
-            if (split < range.first || split >= range.last) continue;
+            if (split < range.first || split >= range.last) return;
             worker.kernels.attend_part(attention_, rows, head, split, parts_of(block, head), p.attend);
-        }
+        });
         worker.sync();
-        for (int64_t item; (item = worker.next(kMergeTicket)) < heads;) {
+        worker.each(heads, 1, [&](Range one) {
+            const int64_t item = one.first;
             const RowBlock& block = step.blocks[item / kv_heads];
             const int64_t head = item % kv_heads;
             worker.kernels.attend_merge(attention_, rows_of(step, p, block), head, parts_of(block, head),
                                         p.attend);
             finish(worker.kernels, p, block, head);
-        }
+        });
     }
 
     void write_rows(const Step& step, Worker& worker, const Pieces& p) const {
         const int64_t kv_heads = params_.num_kv_heads;
-        const Range mine = worker.share(step.rows * kv_heads);
-        for (int64_t i = mine.first; i < mine.last; ++i)
-            write_row(step, worker, p, i / kv_heads, i % kv_heads);
+        const int64_t count = step.rows * kv_heads;
+        worker.each(count, worker.piece(count, 4), [&](Range range) {
+            for (int64_t i = range.first; i < range.last; ++i)
+                write_row(step, worker, p, i / kv_heads, i % kv_heads);
+        });
     }
 
     // Norms and rotates one row's heads of one kv group, and writes its key and value into the slot's page.

@@ -37,12 +37,14 @@ class LmHeadOp final : public Op {
         // With the norm fused, the logits may share the buffer of x: nobody may write before all have read.
         if (fused_) worker.sync();
         const Product product{&weight_, y_.f32(), y_.cols, {.bias = bias_, .scale = params_.scale}};
-        multiply_all({&product, 1}, rows, worker, context_.exact, p.matmul, 0);
+        multiply_all({&product, 1}, rows, worker, context_.exact, p.matmul);
         if (params_.softcap > 0.0f) {
             worker.sync();
-            const Range mine = worker.share(step.sampled * y_.cols, compute::kStripRows);
-            float* y = y_.f32() + mine.first;
-            if (!mine.empty()) worker.kernels.softcap(y, params_.softcap, mine.last - mine.first, y);
+            const int64_t count = step.sampled * y_.cols, piece = worker.piece(count, 4, compute::kStripRows);
+            worker.each(count, compute::kStripRows, piece, [&](Range range) {
+                float* y = y_.f32() + range.first;
+                worker.kernels.softcap(y, params_.softcap, range.last - range.first, y);
+            });
         }
     }
 

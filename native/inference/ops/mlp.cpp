@@ -6,7 +6,6 @@ namespace treadle::inference {
 namespace {
 
 enum WeightIndex { kGate, kUp, kDown, kGateBias, kUpBias, kDownBias, kNorm };
-enum Tickets { kUpTicket, kDownTicket };
 
 // Floats of the up projection that a thread holds at once, so that gate and up of a piece stay in its cache.
 constexpr int64_t kUpFloats = 32 * 1024;
@@ -97,7 +96,7 @@ class MlpOp final : public Op {
             epilogue.scale = residual_scale_;
         }
         const Product product{&down_, y_.f32(), y_.cols, epilogue};
-        multiply_all({&product, 1}, inner, worker, context_.exact, p.matmul, kDownTicket);
+        multiply_all({&product, 1}, inner, worker, context_.exact, p.matmul);
     }
 
     int64_t planned_bytes(const Step&) const override {
@@ -134,11 +133,9 @@ class MlpOp final : public Op {
     void widen(const ReadyRows& rows, Worker& worker, const Pieces& p) const {
         const int64_t strips = up_.strips();
         const int64_t fits = std::max(int64_t{1}, up_floats() / (rows.rows * compute::kStripRows));
-        const int64_t fair = (strips + worker.threads - 1) / worker.threads;
-        const int64_t piece = std::min(fits, fair);
-        for (int64_t first; (first = worker.next(kUpTicket) * piece) < strips;) {
-            widen_piece({first, std::min(strips, first + piece)}, rows, worker, p);
-        }
+        const int64_t piece = std::min(fits, strip_piece(worker, strips, rows.rows));
+        worker.each(strips, std::min(piece, kStripGrain), piece,
+                    [&](Range range) { widen_piece(range, rows, worker, p); });
     }
 
     void widen_piece(Range strips, const ReadyRows& rows, Worker& worker, const Pieces& p) const {

@@ -44,15 +44,16 @@ class EmbeddingOp final : public Op {
     void run(const Step& step, Worker& worker) const override {
         float* row = reinterpret_cast<float*>(worker.scratch);
         const Kernels& k = worker.kernels;
-        const Range mine = worker.share(step.rows);
-        for (int64_t r = mine.first; r < mine.last; ++r) {
-            float* y = out_.f32() + r * out_.cols;
-            k.unpack_row(table_, ids_.i32()[r], y);
-            if (params_.scale != 1.0f) k.scale(y, params_.scale, out_.cols, y);
-            if (positions_.data)
-                add_row(k, positions_, step.row_position[r] + params_.position_offset, row, y);
-            if (types_.data) add_row(k, types_, type_ids_.data ? type_ids_.i32()[r] : 0, row, y);
-        }
+        worker.each(step.rows, worker.piece(step.rows, 4), [&](Range rows) {
+            for (int64_t r = rows.first; r < rows.last; ++r) {
+                float* y = out_.f32() + r * out_.cols;
+                k.unpack_row(table_, ids_.i32()[r], y);
+                if (params_.scale != 1.0f) k.scale(y, params_.scale, out_.cols, y);
+                if (positions_.data)
+                    add_row(k, positions_, step.row_position[r] + params_.position_offset, row, y);
+                if (types_.data) add_row(k, types_, type_ids_.data ? type_ids_.i32()[r] : 0, row, y);
+            }
+        });
     }
 
     int64_t planned_bytes(const Step& step) const override {
@@ -78,10 +79,10 @@ class NormOp final : public Op {
     }
 
     void run(const Step& step, Worker& worker) const override {
-        const Range mine = worker.share(step.rows);
-        for (int64_t r = mine.first; r < mine.last; ++r) {
-            norm_.apply(worker.kernels, x_.f32() + r * x_.cols, x_.cols, y_.f32() + r * y_.cols);
-        }
+        worker.each(step.rows, worker.piece(step.rows, 4), [&](Range rows) {
+            for (int64_t r = rows.first; r < rows.last; ++r)
+                norm_.apply(worker.kernels, x_.f32() + r * x_.cols, x_.cols, y_.f32() + r * y_.cols);
+        });
     }
 
   private:
@@ -98,11 +99,11 @@ class ResidualAddOp final : public Op {
     }
 
     void run(const Step& step, Worker& worker) const override {
-        const Range mine = worker.share(step.rows);
-        const int64_t at = mine.first * y_.cols;
-        if (mine.empty()) return;
-        worker.kernels.add_scaled(a_.f32() + at, b_.f32() + at, scale_, (mine.last - mine.first) * y_.cols,
-                                  y_.f32() + at);
+        worker.each(step.rows, worker.piece(step.rows, 4), [&](Range rows) {
+            const int64_t at = rows.first * y_.cols;
+            worker.kernels.add_scaled(a_.f32() + at, b_.f32() + at, scale_,
+                                      (rows.last - rows.first) * y_.cols, y_.f32() + at);
+        });
     }
 
   private:

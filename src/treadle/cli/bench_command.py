@@ -10,7 +10,7 @@ from treadle.cli.options import positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
-    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a core)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", choices=("fast", "exact"), default="fast", help="default: %(default)s")
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")

@@ -28,7 +28,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     parser.add_argument("--backend", default="cpu", help="cpu or reference (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a core)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument(
         "--numerics",
         choices=("fast", "exact"),

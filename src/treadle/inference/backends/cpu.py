@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import ml_dtypes
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from treadle import _native
 from treadle.errors import BackendUnavailable, Cancelled, InvalidRequest, InvalidWeights
 from treadle.inference.backends.base import BoundProgram, LinkRequest
+from treadle.inference.backends.cpu_count import default_threads
 from treadle.inference.backends.cpu_lowering import FUSIONS, Lowered, lower
 from treadle.plan.adapters import AdapterCapability, AdapterTable
 from treadle.plan.context import ExecutionContext
@@ -51,18 +50,6 @@ TABLE: Final[AdapterTable[int]] = AdapterTable(
     },
 )
 """The native adapters' opcodes. What runs is bound natively; the entry is the opcode itself."""
-
-
-def default_threads() -> int:
-    """Processors that this process may use: its affinity, capped by the cgroup's CPU quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return count
 
 
 class CpuBackend:
@@ -211,7 +198,8 @@ class CpuProgram:
         return buffer[: rows * width].reshape(rows, *spec.shape[1:]), Symbol(spec.shape[0])
 
     def run(self, context: ExecutionContext) -> tuple[NDArray[np.float32], ...]:
-        """Runs a step. Raises InvalidBatchSize (before anything runs) and Cancelled."""
+        """Runs a step. Raises InvalidBatchSize (before anything runs), Cancelled, and BackendUnavailable in a process
+        that was forked after the model was loaded."""
         for register, value in zip(self._inputs, context.inputs, strict=True):
             register[: value.size] = value
         counters = context.counters
