@@ -340,7 +340,7 @@ def _backend(options: EngineOptions) -> Backend:
 def _quantisation(name: str | None, threads: int | None) -> Quantisation | None:
     if name is None:
         return None
-    from treadle.inference.backends.cpu import default_threads
+    from treadle.inference.backends.cpu_count import default_threads
     from treadle.inference.backends.cpu_encode import RowEncoder  # the native core, which not every backend needs
 
     return Quantisation(DType[name.upper()], RowEncoder(threads or default_threads()))
