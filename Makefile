@@ -9,6 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 JOBS ?= 2
 CASES ?= 100000
+ARGS ?=
 PROMPT ?= What is the capital of France?
 NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.hpp')
 
@@ -37,11 +38,11 @@ run: .venv/.native
 
 .PHONY: bench
 bench: .venv/.native
-	.venv/bin/treadle bench smollm2 --threads $(JOBS)
+	.venv/bin/treadle bench smollm2 --threads $(JOBS) $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: .venv/.native
-	.venv/bin/python bench/peers/llama_cpp.py --threads $(JOBS)
+	.venv/bin/python bench/peers/run.py --threads $(JOBS) $(ARGS)
 
 # --- checks ----------------------------------------------------------------------------------------------------
 .PHONY: test

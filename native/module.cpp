@@ -291,6 +291,10 @@ NB_MODULE(_native, m) {
         [](int threads) { return compute::probe_int8_gop_s(compute::kernels(), threads); },
         nb::arg("threads"), nb::call_guard<GilRelease>(),
         "int8 dot-product rate in GOP/s, with this many threads.");
+    m.def(
+        "probe_f32_gop_s", [](int threads) { return compute::probe_f32_gop_s(compute::kernels(), threads); },
+        nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
+        "f32 multiply-add rate in GOP/s, with this many threads.");
 
     nb::class_<ThreadPool>(m, "ThreadPool")
         .def(

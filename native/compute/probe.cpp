@@ -39,6 +39,22 @@ double fastest_pass(int threads, int repeats, const std::function<void(int)>& pr
     return *std::min_element(seconds.begin(), seconds.end());
 }
 
+// Billions of operations a second of a loop that returns how many it did; its passes take about 20 ms.
+template <class T>
+double gop_s(int64_t (*loop)(int64_t rounds, T* sink), int threads, int repeats) {
+    constexpr size_t kLine = 64 / sizeof(T);
+    std::vector<T> sinks(static_cast<size_t>(threads) * kLine);
+    int64_t rounds = 1 << 10, operations = 0;
+    for (;; rounds *= 2) {
+        const auto start = Clock::now();
+        operations = loop(rounds, sinks.data());
+        if (Clock::now() - start > std::chrono::milliseconds(20)) break;
+    }
+    const double seconds = fastest_pass(
+        threads, repeats, [](int) {}, [&](int t) { loop(rounds, &sinks[static_cast<size_t>(t) * kLine]); });
+    return static_cast<double>(operations) * threads / seconds / 1e9;
+}
+
 }  // namespace
 
 double probe_read_gb_s(const Kernels& k, int threads, int repeats) {
@@ -63,17 +79,11 @@ double probe_read_gb_s(const Kernels& k, int threads, int repeats) {
 }
 
 double probe_int8_gop_s(const Kernels& k, int threads, int repeats) {
-    std::vector<int32_t> sinks(static_cast<size_t>(threads) * 16);
-    int64_t rounds = 1 << 10, operations = 0;
-    for (;; rounds *= 2) {  // a pass of about 20 ms
-        const auto start = Clock::now();
-        operations = k.probe_dot(rounds, sinks.data());
-        if (Clock::now() - start > std::chrono::milliseconds(20)) break;
-    }
-    const double seconds = fastest_pass(
-        threads, repeats, [](int) {},
-        [&](int t) { k.probe_dot(rounds, &sinks[static_cast<size_t>(t) * 16]); });
-    return static_cast<double>(operations) * threads / seconds / 1e9;
+    return gop_s(k.probe_dot, threads, repeats);
+}
+
+double probe_f32_gop_s(const Kernels& k, int threads, int repeats) {
+    return gop_s(k.probe_fma, threads, repeats);
 }
 
 }  // namespace treadle::compute

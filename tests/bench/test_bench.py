@@ -1,50 +1,110 @@
-"""The bench: the roofline by hand, a step's cost by hand, the points on a tiny model, and the report's shape."""
+"""The bench: the roofline by hand, a step's cost by hand, points on a tiny model, a fresh process, the report."""
 
+import argparse
 import json
 
 import pytest
-from tests.cli.command import failure, treadle_json
+from tests.cli.command import failure, treadle, treadle_json
 
+from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
-from treadle.bench.measure import measure, open_engine
-from treadle.bench.points import POINTS, Limits, Measurement, Point, Work
-from treadle.inference.cost import counting
+from treadle.bench.measure import measure, open_engine, room
+from treadle.bench.points import Limits, Measurement, Point, Work, add_point_arguments, choose_points
+from treadle.bench.report import quantile
+from treadle.errors import TreadleError
+from treadle.inference.cost import Operations, counting
 from treadle.inference.engine import EngineOptions, load
 
-LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0)
+LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0, f32_gop_s=50.0)
 
 
 def test_the_slower_of_reading_and_calculating_is_the_limit():
-    assert Work(read_bytes=20e9, operations=100e9).least_seconds(LIMITS) == pytest.approx(2.0)
-    assert Work(read_bytes=1e9, operations=100e9).least_seconds(LIMITS) == pytest.approx(0.5)
+    assert Work(read_bytes=20e9, int8_operations=100e9).least_seconds(LIMITS) == pytest.approx(2.0)
+    assert Work(read_bytes=1e9, int8_operations=100e9).least_seconds(LIMITS) == pytest.approx(0.5)
+    assert Work(read_bytes=1e9, int8_operations=100e9, float_operations=25e9).least_seconds(LIMITS) == pytest.approx(
+        1.0
+    )
+
+
+def test_the_best_of_several_probes_is_taken_limit_by_limit():
+    assert Limits.best([Limits(1.0, 5.0, 3.0), Limits(2.0, 4.0, 2.0)]) == Limits(2.0, 5.0, 3.0)
 
 
 def test_share_and_rate_of_a_measurement():
     point = Point("decode", tokens=10, batch=4, prompt=8)
-    found = Measurement(point, tokens=40, seconds=4.0, work=Work(read_bytes=20e9, operations=0))
+    found = Measurement(point, tokens=40, steps=(1.0, 3.0), work=Work(read_bytes=20e9, int8_operations=0))
     assert found.tok_s == 10.0
     assert found.share_of_limit(LIMITS) == pytest.approx(0.5)
 
 
-def test_the_points_are_those_that_the_peers_are_measured_at():
-    assert [(p.name, p.tokens, p.batch, p.prompt) for p in POINTS] == [
+def test_points_are_chosen_by_kind_length_depth_and_batch():
+    found = choose_points(("prefill", "decode", "batch"), (512, 64), (128,), (8, 32))
+    assert [(p.name, p.tokens, p.batch, p.prompt) for p in found] == [
         ("prefill", 512, 1, 0),
+        ("prefill", 64, 1, 0),
         ("decode", 128, 1, 128),
         ("decode", 64, 8, 128),
         ("decode", 32, 32, 128),
     ]
+    assert [p.name for p in choose_points(("load", "prefill"))] == ["prefill"] * 3
+    assert choose_points(("load",)) == ()
+
+
+def test_a_point_asked_for_twice_is_measured_once():
+    assert choose_points(("decode", "batch"), depths=(128,), batches=(1, 2)) == (
+        Point("decode", 128, 1, 128),
+        Point("decode", 128, 2, 128),
+    )
+
+
+def test_the_usual_points_hold_those_that_the_peers_are_measured_at():
+    assert set(choose_points(("prefill", "decode", "batch"), (512,), (128,), (8, 32))) <= set(choose_points())
+
+
+def test_room_is_for_the_largest_of_each():
+    points = [Point("prefill", 600, 1, 0), Point("decode", 32, 4, 128)]
+    assert room(points) == {"max_batch": 4, "max_length": 600, "tokens": 640}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("--points=prefill,other", "'other' is not one of"), ("--lengths=8,x", "not a list"), ("--depths=0", "from 1 to")],
+)
+def test_points_that_make_no_sense_are_refused(given, wanted, capsys):
+    parser = argparse.ArgumentParser()
+    add_point_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([given])
+    assert wanted in capsys.readouterr().err
+
+
+def test_quantiles_are_nearest_ranks():
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert quantile([1.0, 2.0, 3.0, 4.0], 0.95) == 4.0
+    assert quantile([float(i) for i in range(1, 101)], 0.95) == 95.0
+    assert quantile([7.0], 0.5) == 7.0
 
 
 def test_the_cost_of_a_step_by_hand(tiny_gguf):
     """tiny llama: hidden 64, MLP 96, 3 layers, 4 heads and 2 kv heads of 16, vocabulary 320, untied; f16 keys."""
-    cost = load(str(tiny_gguf("llama", "F32")), EngineOptions(max_num_seqs=2)).cost
+    model = str(tiny_gguf("llama", "F32"))
+    cost = load(model, EngineOptions(max_num_seqs=2)).cost
     layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64
-    assert cost.operations_per_row == 2 * 3 * layer
-    assert cost.operations_per_sampled_row == 2 * 320 * 64
+    assert cost.row == Operations(int8=0, float=2 * 3 * layer)
+    assert cost.sampled_row == Operations(int8=0, float=2 * 320 * 64)
     assert cost.state_bytes_per_token == 3 * 2 * 2 * 16 * 2
     norms_and_rope = (7 * 64 + 8) * 4
     matrices = 4 * (3 * layer + 320 * 64)  # the embedding table is looked up, not read
     assert matrices + norms_and_rope <= cost.weight_bytes <= 1.02 * (matrices + norms_and_rope)
+
+
+def test_quantised_weights_are_multiplied_in_int8_unless_numerics_are_exact(tiny_gguf):
+    model = str(tiny_gguf("llama", "Q8_0"))
+    fast = load(model, EngineOptions(max_num_seqs=2)).cost
+    exact = load(model, EngineOptions(max_num_seqs=2, numerics="exact")).cost
+    assert fast.row.float == 0
+    assert exact.row == Operations(int8=0, float=fast.row.int8)
+    assert exact.sampled_row == Operations(int8=0, float=fast.sampled_row.int8)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +119,15 @@ def roomy(tiny_checkpoint, tmp_path_factory):
 
 
 def test_a_point_counts_its_own_steps_only(roomy):
-    engine = open_engine(str(roomy), threads=1, numerics="fast")
+    engine = open_engine(str(roomy), threads=1, numerics="fast", max_batch=3, max_length=512)
     before = engine.core.stats.decode_steps, engine.core.stats.prefill_tokens
     found = measure(engine, Point("decode", tokens=5, batch=3, prompt=200))
     assert found.tokens == 15
     assert engine.core.stats.prefill_tokens - before[1] >= 600
     assert engine.core.stats.decode_steps - before[0] >= 5
-    assert found.work.operations == 15 * (engine.cost.operations_per_row + engine.cost.operations_per_sampled_row)
+    assert found.work.int8_operations == 0
+    assert found.work.float_operations == 15 * (engine.cost.row.float + engine.cost.sampled_row.float)
+    assert len(found.steps) == 5
     seen = 3 * (200 + 2.5) * engine.cost.state_bytes_per_token
     assert found.work.read_bytes == 5 * (engine.cost.weight_bytes + seen)
     assert not engine.core.unfinished
@@ -73,31 +135,60 @@ def test_a_point_counts_its_own_steps_only(roomy):
 
 
 def test_prefill_reads_the_weights_once_a_chunk(roomy):
-    engine = open_engine(str(roomy), threads=1, numerics="fast")
+    engine = open_engine(str(roomy), threads=1, numerics="fast", max_batch=3, max_length=512)
     found = measure(engine, Point("prefill", tokens=512, batch=1, prompt=0))
     assert found.tokens == 512
     assert found.work.read_bytes == engine.cost.weight_bytes
-    assert found.work.operations == 512 * engine.cost.operations_per_row + engine.cost.operations_per_sampled_row
+    assert found.work.float_operations == 512 * engine.cost.row.float + engine.cost.sampled_row.float
 
 
 def test_probes_find_a_machine():
     found = probe_limits(1)
     assert 0.1 < found.read_gb_s < 1000
-    assert 1 < found.int8_gop_s < 10000
+    assert 1 < found.int8_gop_s < 100000
+    assert 1 < found.f32_gop_s < 10000
+
+
+def test_a_fresh_process_gives_its_times_and_memory(roomy):
+    found = cold_start(str(roomy), threads=1, numerics="fast")
+    assert found["prompt_tokens"] == 32
+    assert found["first_token_s"] > found["load_s"] + found["prefill_s"] > 0
+    assert found["quoted_bytes"] > 0
+    assert 1e6 < found["peak_rss_bytes"] < 2e9
+
+
+def test_a_fresh_process_that_fails_says_why(tmp_path):
+    with pytest.raises(TreadleError, match="nothing-here"):
+        cold_start(str(tmp_path / "nothing-here"), threads=1, numerics="fast")
 
 
 def test_bench_json(roomy):
-    report = treadle_json("bench", roomy, "--threads", 2, "--repeat", 1)
-    assert [(p["name"], p["tokens"], p["batch"]) for p in report["points"]] == [
-        ("prefill", 512, 1),
-        ("decode", 128, 1),
-        ("decode", 64, 8),
-        ("decode", 32, 32),
+    options = ("--threads", 2, "--repeat", 1, "--lengths", "16,2048", "--depths", 32, "--batches", "3")
+    report = treadle_json("bench", roomy, *options)
+    assert [(p["name"], p["tokens"], p["batch"], p["prompt"]) for p in report["points"]] == [
+        ("prefill", 16, 1, 0),
+        ("decode", 128, 1, 32),
+        ("decode", 128, 3, 128),
     ]
-    assert all(p["tok_s"] > 0 and p["share_of_limit"] > 0 for p in report["points"])
-    assert set(report["limits"]) == {"read_gb_s", "int8_gop_s"}
+    for point in report["points"]:
+        assert point["tok_s"] > 0
+        assert point["share_of_limit"] > 0
+        assert 0 < point["p50_ms"] <= point["p95_ms"]
+    assert report["left_out"] == ["prefill 2048"]
+    assert set(report["limits"]) == {"read_gb_s", "int8_gop_s", "f32_gop_s"}
     assert report["threads"] == 2
     assert report["per_slot_fallbacks"] == 0
+    assert report["load"]["first_token_s"] > report["load"]["load_s"] > 0
+    assert report["load"]["first_token_all_s"] == [report["load"]["first_token_s"]]
+    assert report["weights"]["read_bytes_per_step"] <= report["weights"]["packed_bytes"]
+    assert report["memory"]["peak_rss_bytes"] > 0
+
+
+def test_the_table_names_every_point_and_what_was_left_out(roomy):
+    shown = treadle("bench", roomy, "--repeat", 1, "--points", "prefill,load", "--lengths", "16,2048").stdout
+    assert "prefill 16 " in shown
+    assert "left out, longer than the model's positions: prefill 2048" in shown
+    assert "fresh process: first token after" in shown
 
 
 def test_fallbacks_are_counted_where_there_are_some(tiny_gguf):
@@ -110,5 +201,5 @@ def test_fallbacks_are_counted_where_there_are_some(tiny_gguf):
     assert engine.core.counters is None
 
 
-def test_a_context_too_short_for_the_points_is_refused(tiny_checkpoint):
-    assert "positions" in failure("bench", tiny_checkpoint("llama"))
+def test_a_context_too_short_for_any_point_is_refused(tiny_checkpoint):
+    assert "positions" in failure("bench", tiny_checkpoint("llama"), "--points", "prefill", "--lengths", "4000")

@@ -1,4 +1,4 @@
-// The inner loops of the machine probes: how fast this ISA reads memory and multiplies int8.
+// The inner loops of the machine probes: how fast this ISA reads memory and multiplies int8 and f32.
 #include "compute/isa/table.hpp"
 #include "compute/vec/vec.hpp"
 
@@ -28,6 +28,26 @@ int64_t probe_dot(int64_t rounds, int32_t* sink) {
         for (int i = 0; i < kLanes; ++i) *sink += out[i] & 1;
     }
     return rounds * 8 * kChains * kLanes * 8;
+}
+
+// The same for f32: independent chains of fused multiply-adds. Returns the operations done, two for each.
+int64_t probe_fma(int64_t rounds, float* sink) {
+    constexpr int kChains = kLanes == 8 ? 12 : 16;
+    F acc[kChains];
+    for (int c = 0; c < kChains; ++c) acc[c] = set1(static_cast<float>(c));
+    const F a = set1(0.5f);
+    for (int64_t r = 0; r < rounds; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j)
+#pragma GCC unroll 16
+            for (int c = 0; c < kChains; ++c)
+                acc[c] = fma(a, acc[c], a);  // stays a normal number: tends to 1
+    alignas(64) float out[kLanes];
+    for (int c = 0; c < kChains; ++c) {
+        store(out, acc[c]);
+        *sink += out[0];
+    }
+    return rounds * 8 * kChains * kLanes * 2;
 }
 
 // Reads `bytes` (a multiple of 512) from aligned memory as four streams at once, which keep more reads in flight than one.

@@ -5,5 +5,9 @@ from treadle.bench.points import Limits
 
 
 def probe_limits(threads: int) -> Limits:
-    """Memory read and int8 arithmetic of ``threads`` threads together; takes about a second."""
-    return Limits(read_gb_s=_native.probe_read_gb_s(threads), int8_gop_s=_native.probe_int8_gop_s(threads))
+    """Memory read, int8 and f32 arithmetic of ``threads`` threads together; takes about a second."""
+    return Limits(
+        read_gb_s=_native.probe_read_gb_s(threads),
+        int8_gop_s=_native.probe_int8_gop_s(threads),
+        f32_gop_s=_native.probe_f32_gop_s(threads),
+    )

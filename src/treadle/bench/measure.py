@@ -1,9 +1,10 @@
 """Runs a point on a loaded model, step by step, so that only the steps that belong to it are timed."""
 
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from treadle.bench.points import MAX_BATCH, MAX_LENGTH, Measurement, Point, Work
+from treadle.bench.points import Measurement, Point, Work
 from treadle.errors import InvalidRequest
 from treadle.inference.engine import Engine, EngineOptions, load
 from treadle.inference.request import SamplingParams
@@ -14,19 +15,34 @@ if TYPE_CHECKING:
 
 LEAD = 16
 """Tokens by which one sequence may be ahead of another once all have had their prompts, and then some."""
+PAGE = 64
+"""A sequence's last page of state may be all but empty; pages hold at most so many tokens."""
 
 
-def open_engine(model: str, *, threads: int | None, numerics: str) -> Engine:
-    """The model with room for the largest point. Raises InvalidRequest if its context is too short for the points."""
-    length = MAX_LENGTH + LEAD
+def open_engine(
+    model: str, *, threads: int | None, numerics: str, max_batch: int, max_length: int, tokens: int | None = None
+) -> Engine:
+    """The model with room for ``max_batch`` sequences, each of up to ``max_length`` tokens, together ``tokens``.
+
+    Raises InvalidRequest if the model's context is shorter, and whatever `load` raises.
+    """
     options = EngineOptions(
         threads=threads,
         numerics=numerics,  # type: ignore[arg-type]
-        max_num_seqs=MAX_BATCH,
-        max_model_len=length,
-        state_tokens=MAX_BATCH * length,
+        max_num_seqs=max_batch,
+        max_model_len=max_length + LEAD,
+        state_tokens=(tokens or max_batch * max_length) + max_batch * (LEAD + PAGE),
     )
     return load(model, options)
+
+
+def room(points: Sequence[Point]) -> dict[str, int]:
+    """What `open_engine` must make room for to run each of the points."""
+    return {
+        "max_batch": max(point.batch for point in points),
+        "max_length": max(point.length for point in points),
+        "tokens": max(point.batch * point.length for point in points),
+    }
 
 
 def measure(engine: Engine, point: Point) -> Measurement:
@@ -36,7 +52,7 @@ def measure(engine: Engine, point: Point) -> Measurement:
         raise InvalidRequest("bench needs an engine without other requests")
     generated = point.tokens if point.name == "decode" else 0
     params = SamplingParams(temperature=0, max_tokens=generated + LEAD, ignore_eos=True)
-    prompts = _prompts(core.vocab_size, point.batch, point.prompt or point.tokens)
+    prompts = random_prompts(core.vocab_size, point.batch, point.prompt or point.tokens)
     requests = [request for prompt in prompts for request in core.add(prompt, params)]
     try:
         records = _prefill(core, requests)
@@ -50,12 +66,13 @@ def measure(engine: Engine, point: Point) -> Measurement:
     return Measurement(
         point=point,
         tokens=point.tokens * point.batch,
-        seconds=sum(record.seconds for record in counted),
+        steps=tuple(record.seconds for record in counted),
         work=_work(engine, point, counted),
     )
 
 
-def _prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
+def random_prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
+    """The same prompts every time."""
     generator = random.Random(0)
     return [[generator.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
 
@@ -80,10 +97,10 @@ def _decode_step(core: "EngineCore", batch: int) -> "StepRecord":
 def _work(engine: Engine, point: Point, records: "list[StepRecord]") -> Work:
     """Weights once a step; for each decoded row also the state of the tokens before it (on average half the growth)."""
     cost = engine.cost
-    rows = sum(record.rows for record in records)
+    rows, sampled = sum(record.rows for record in records), sum(record.sampled for record in records)
     seen = point.batch * (point.prompt + point.tokens / 2) if point.prompt else 0
     return Work(
         read_bytes=len(records) * (cost.weight_bytes + seen * cost.state_bytes_per_token),
-        operations=rows * cost.operations_per_row
-        + sum(record.sampled for record in records) * cost.operations_per_sampled_row,
+        int8_operations=rows * cost.row.int8 + sampled * cost.sampled_row.int8,
+        float_operations=rows * cost.row.float + sampled * cost.sampled_row.float,
     )

@@ -1,6 +1,9 @@
 """What is measured: the points, the machine's limits, and a point's share of them."""
 
-from dataclasses import dataclass
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,9 @@ class Point:
 
     @property
     def label(self) -> str:
-        return f"{self.name} {self.tokens}" + (f" x {self.batch}" if self.batch > 1 else "")
+        if self.name == "prefill":
+            return f"prefill {self.tokens}"
+        return f"decode at {self.prompt}" + (f" x {self.batch}" if self.batch > 1 else "")
 
     @property
     def length(self) -> int:
@@ -22,44 +27,116 @@ class Point:
         return self.prompt + self.tokens
 
 
-POINTS = (
-    Point("prefill", tokens=512, batch=1, prompt=0),
-    Point("decode", tokens=128, batch=1, prompt=128),
-    Point("decode", tokens=64, batch=8, prompt=128),
-    Point("decode", tokens=32, batch=32, prompt=128),
-)
-MAX_BATCH = max(point.batch for point in POINTS)
-MAX_LENGTH = max(point.length for point in POINTS)
+KINDS: Final = ("prefill", "decode", "batch", "load")
+LENGTHS: Final = (128, 512, 2048)
+DEPTHS: Final = (128, 1024, 4096)
+BATCHES: Final = (2, 4, 8, 16, 32)
+BATCH_PROMPT: Final = 128
+"""Tokens before the measured ones where several sequences are decoded together."""
+
+
+def choose_points(
+    kinds: Sequence[str] = KINDS,
+    lengths: Sequence[int] = LENGTHS,
+    depths: Sequence[int] = DEPTHS,
+    batches: Sequence[int] = BATCHES,
+) -> tuple[Point, ...]:
+    """Prefill of each length, decode of one sequence at each depth, decode of each number of sequences."""
+    prefill = [Point("prefill", length, 1, 0) for length in lengths if "prefill" in kinds]
+    decode = [Point("decode", _decoded(1), 1, depth) for depth in depths if "decode" in kinds]
+    batch = [Point("decode", _decoded(count), count, BATCH_PROMPT) for count in batches if "batch" in kinds]
+    return tuple(dict.fromkeys([*prefill, *decode, *batch]))
+
+
+def _decoded(batch: int) -> int:
+    """Steps that are measured: fewer where each brings many tokens."""
+    return 128 if batch < 8 else 64 if batch < 32 else 32
+
+
+def add_point_arguments(
+    parser: argparse.ArgumentParser, kinds: Sequence[str] = KINDS, **defaults: Sequence[int]
+) -> None:
+    """--points, --lengths, --depths and --batches, for `choose_points`; ``defaults`` by their names there."""
+    parser.add_argument("--points", type=_kinds(kinds), default=tuple(kinds), metavar="KINDS", help=_list(kinds))
+    for name, usual, what in (
+        ("lengths", LENGTHS, "tokens of a prefill"),
+        ("depths", DEPTHS, "tokens before a decoded sequence"),
+        ("batches", BATCHES, "sequences decoded together"),
+    ):
+        values = defaults.get(name, usual)
+        parser.add_argument(
+            f"--{name}", type=_numbers, default=values, metavar="N,...", help=f"{what}: {_list(values)}"
+        )
+
+
+def _kinds(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def kinds(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        for kind in found:
+            if kind not in known:
+                raise argparse.ArgumentTypeError(f"{kind!r} is not one of {_list(known)}")
+        return found
+
+    return kinds
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
+    if not all(1 <= number <= 1 << 20 for number in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers from 1 to {1 << 20}")
+    return found
+
+
+def _list(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine can do with these threads: DRAM read in GB/s, int8 multiply and add in GOP/s (2 an FMA)."""
+    """What the machine can do with these threads: DRAM read in GB/s, arithmetic in GOP/s (an FMA is two)."""
 
     read_gb_s: float
     int8_gop_s: float
+    f32_gop_s: float
+
+    @classmethod
+    def best(cls, probes: "Sequence[Limits]") -> "Limits":
+        """The most of each that a probe saw."""
+        return cls(*(max(getattr(probe, name) for probe in probes) for name in asdict(probes[0])))
+
+    def rounded(self) -> dict[str, float]:
+        return {name: round(value, 2) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a point must at least move and calculate."""
+    """What a point must at least move and calculate: with quantised weights in int8, with others in f32."""
 
     read_bytes: float
-    operations: float
+    int8_operations: float
+    float_operations: float = 0.0
 
     def least_seconds(self, limits: Limits) -> float:
         """The time the machine's limits allow: the slower of reading and calculating (a roofline)."""
-        return max(self.read_bytes / (limits.read_gb_s * 1e9), self.operations / (limits.int8_gop_s * 1e9))
+        calculating = self.int8_operations / limits.int8_gop_s + self.float_operations / limits.f32_gop_s
+        return max(self.read_bytes / limits.read_gb_s, calculating) / 1e9
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """``tokens`` in all came in ``seconds``."""
+    """``tokens`` in all came in ``steps``, each in seconds."""
 
     point: Point
     tokens: int
-    seconds: float
+    steps: tuple[float, ...]
     work: Work
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.steps)
 
     @property
     def tok_s(self) -> float:

@@ -1,44 +1,63 @@
 """A whole bench run, its JSON and its table."""
 
 import statistics
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
+from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
-from treadle.bench.measure import measure, open_engine
-from treadle.bench.points import POINTS, Limits, Measurement
+from treadle.bench.measure import LEAD, measure, open_engine, room
+from treadle.bench.points import Limits, Measurement, Point
+from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
+from treadle.inference.engine import Engine, EngineOptions, describe
+from treadle.inference.memory import peak_rss_bytes
 
-COUNTED_TOKENS = 2
-"""Counted runs are not timed, so short ones do."""
+COUNTED = Point("decode", tokens=2, batch=2, prompt=32)
+"""Counted runs are not timed, so a short one does."""
 
 
 def run_bench(
-    model: str, *, threads: int | None, numerics: str, repeat: int, say: Callable[[str], None]
+    model: str,
+    points: Sequence[Point],
+    *,
+    load: bool,
+    threads: int | None,
+    numerics: str,
+    repeat: int,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Every point ``repeat`` times, in turns, the limits probed in each turn; medians of the points.
 
-    A limit is the best its probe saw: other work on the machine can only lower what a probe sees. ``say`` is told
-    what is under way.
+    ``load``: also starts fresh processes, from which the time to the first token is taken. A limit is the best its
+    probe saw: other work on the machine can only lower what a probe sees. Points longer than the model's context are
+    left out, and listed. ``say`` is told what is under way. Raises InvalidRequest where nothing is left to measure.
     """
+    fitting, left_out = _split(model, points)
+    if not fitting and not load:
+        raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
     say("loading")
-    engine = open_engine(model, threads=threads, numerics=numerics)
+    space = room([*fitting, COUNTED])
+    engine = open_engine(model, threads=threads, numerics=numerics, **space)
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
+    starts: list[dict[str, float]] = []
     for turn in range(repeat):
         say(f"probing the machine's limits, {turn + 1} of {repeat}")
         probes.append(probe_limits(engine.info.threads))
         row = []
-        for point in POINTS:
+        for point in fitting:
             say(f"{point.label}, {turn + 1} of {repeat}")
             row.append(measure(engine, point))
         runs.append(row)
+        if load:
+            say(f"first token of a fresh process, {turn + 1} of {repeat}")
+            starts.append(cold_start(model, threads=engine.info.threads, numerics=numerics))
     say("counting")
     with counting(engine.core) as counters:
-        for point in POINTS:
-            measure(engine, replace(point, tokens=min(point.tokens, COUNTED_TOKENS)))
-    limits = Limits(max(p.read_gb_s for p in probes), max(p.int8_gop_s for p in probes))
+        measure(engine, COUNTED)
+    limits = Limits.best(probes)
     return {
         "model": engine.info.model,
         "backend": engine.info.backend,
@@ -46,13 +65,44 @@ def run_bench(
         "threads": engine.info.threads,
         "numerics": engine.info.numerics,
         "points": [_point(list(column), limits) for column in zip(*runs, strict=True)],
-        "limits": {"read_gb_s": round(limits.read_gb_s, 2), "int8_gop_s": round(limits.int8_gop_s, 1)},
+        "left_out": [point.label for point in left_out],
+        "limits": limits.rounded(),
+        "weights": _weights(engine),
+        "memory": {"quoted_bytes": engine.memory_quote.total_bytes, "peak_rss_bytes": peak_rss_bytes()},
+        "load": _load(starts),
         "per_slot_fallbacks": counters.per_slot_fallbacks,
     }
 
 
+def _split(model: str, points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
+    positions = describe(model, EngineOptions()).plans.facts.max_positions
+    fits = [point.length + LEAD <= positions for point in points]
+    return (
+        [point for point, fit in zip(points, fits, strict=True) if fit],
+        [point for point, fit in zip(points, fits, strict=True) if not fit],
+    )
+
+
+def _weights(engine: Engine) -> dict[str, int]:
+    """Packed bytes: all, and those that a decode step reads."""
+    return {"packed_bytes": engine.memory_quote.weights_bytes, "read_bytes_per_step": engine.cost.weight_bytes}
+
+
+def _load(starts: list[dict[str, float]]) -> dict[str, Any] | None:
+    """Medians over the fresh processes; ``first_token_all_s`` in the order they ran."""
+    if not starts:
+        return None
+    medians = {name: statistics.median(start[name] for start in starts) for name in starts[0]}
+    return {
+        **{name: round(value, 4) if name.endswith("_s") else int(value) for name, value in medians.items()},
+        "first_token_all_s": [round(start["first_token_s"], 4) for start in starts],
+    }
+
+
 def _point(measurements: list[Measurement], limits: Limits) -> dict[str, Any]:
+    """``p50_ms`` and ``p95_ms``: of the steps of all turns together."""
     point = measurements[0].point
+    steps = sorted(chain.from_iterable(m.steps for m in measurements))
     return {
         "name": point.name,
         "tokens": point.tokens,
@@ -61,22 +111,65 @@ def _point(measurements: list[Measurement], limits: Limits) -> dict[str, Any]:
         "tok_s": round(statistics.median(m.tok_s for m in measurements), 2),
         "best_tok_s": round(max(m.tok_s for m in measurements), 2),
         "share_of_limit": round(statistics.median(m.share_of_limit(limits) for m in measurements), 4),
+        "p50_ms": round(1e3 * quantile(steps, 0.50), 3),
+        "p95_ms": round(1e3 * quantile(steps, 0.95), 3),
     }
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The least value that at least ``share`` of the ordered values do not exceed (nearest rank)."""
+    return ordered[max(0, -(-round(share * 1000) * len(ordered) // 1000) - 1)]
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    limits = report["limits"]
-    how = f"{report['isa']}, {report['threads']} threads, {report['numerics']}"
-    lines = [
-        f"{report['model']} on {report['backend']} ({how})",
-        f"limits: reads {limits['read_gb_s']} GB/s, int8 {limits['int8_gop_s']} GOP/s",
-        f"{'point':22} {'tokens/s':>10} {'best':>10} {'of the limit':>13}",
-    ]
-    for point in report["points"]:
-        label = f"{point['name']} {point['tokens']} x {point['batch']}"
+    lines = [heading(report), limits_line(report)]
+    if report["points"]:
         lines.append(
-            f"{label:22} {point['tok_s']:>10.1f} {point['best_tok_s']:>10.1f} {point['share_of_limit']:>12.0%}"
+            f"{'point':22} {'tokens/s':>10} {'best':>10} {'of the limit':>13} {'step p50':>12} {'step p95':>12}"
         )
+    for point in report["points"]:
+        lines.append(
+            f"{label(point):22} {point['tok_s']:>10.1f} {point['best_tok_s']:>10.1f} {point['share_of_limit']:>13.0%}"
+            f" {point['p50_ms']:>9.2f} ms {point['p95_ms']:>9.2f} ms"
+        )
+    if report["left_out"]:
+        lines.append(f"left out, longer than the model's positions: {', '.join(report['left_out'])}")
+    lines += [start_line(report)] if report["load"] else []
+    lines.append(memory_line(report))
     lines.append(f"per-slot fallbacks: {report['per_slot_fallbacks']}")
     return "\n".join(lines)
+
+
+def label(point: dict[str, Any]) -> str:
+    return Point(point["name"], point["tokens"], point["batch"], point["prompt"]).label
+
+
+def heading(report: dict[str, Any]) -> str:
+    how = f"{report['isa']}, {report['threads']} threads, {report['numerics']}"
+    return f"{report['model']} on {report['backend']} ({how})"
+
+
+def limits_line(report: dict[str, Any]) -> str:
+    limits = report["limits"]
+    return (
+        f"limits: reads {limits['read_gb_s']} GB/s, int8 {limits['int8_gop_s']} GOP/s, f32 {limits['f32_gop_s']} GOP/s"
+    )
+
+
+def start_line(report: dict[str, Any]) -> str:
+    load = report["load"]
+    return (
+        f"fresh process: first token after {load['first_token_s']:.2f} s ({load['load_s']:.2f} s of loading, "
+        f"a prompt of {load['prompt_tokens']} tokens in {load['prefill_s']:.3f} s), peak resident "
+        f"{load['peak_rss_bytes'] / 1e6:.0f} MB of {load['quoted_bytes'] / 1e6:.0f} MB quoted"
+    )
+
+
+def memory_line(report: dict[str, Any]) -> str:
+    memory, weights = report["memory"], report["weights"]
+    return (
+        f"memory: {memory['quoted_bytes'] / 1e6:.0f} MB quoted for these points, peak resident "
+        f"{memory['peak_rss_bytes'] / 1e6:.0f} MB; weights {weights['packed_bytes'] / 1e6:.1f} MB, a step reads "
+        f"{weights['read_bytes_per_step'] / 1e6:.1f} MB"
+    )

@@ -1,9 +1,10 @@
-"""``treadle bench``: tokens a second at fixed points, and the share of the machine's own limit."""
+"""``treadle bench``: tokens a second over lengths, depths and batches, start-up, shares of the machine's limits."""
 
 import argparse
 import json
 import sys
 
+from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.options import positive
 
 
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", choices=("fast", "exact"), default="fast", help="default: %(default)s")
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
+    add_point_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
 
@@ -30,7 +32,13 @@ def execute(options: argparse.Namespace) -> int:
 
     try:
         report = run_bench(
-            options.model, threads=options.threads, numerics=options.numerics, repeat=options.repeat, say=say
+            options.model,
+            choose_points(options.points, options.lengths, options.depths, options.batches),
+            load="load" in options.points,
+            threads=options.threads,
+            numerics=options.numerics,
+            repeat=options.repeat,
+            say=say,
         )
     finally:
         if sys.stderr.isatty():

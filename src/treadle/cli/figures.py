@@ -1,22 +1,4 @@
-"""Figures for people: bytes, rates, and the memory this process took."""
-
-import resource
-import sys
-from pathlib import Path
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that was resident at once.
-
-    Linux's ru_maxrss also counts what the parent held when it started this process, so VmHWM is read instead.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+"""Figures for people: bytes and rates."""
 
 
 def human_bytes(count: float) -> str:

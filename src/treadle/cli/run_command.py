@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from treadle.cli.figures import human_bytes, peak_rss_bytes, rate
+from treadle.cli.figures import human_bytes, rate
 from treadle.cli.options import add_engine_options, add_sampling_options, load_model, sampling_params
 from treadle.errors import InvalidRequest
 
@@ -79,6 +79,8 @@ def rates(output: "RequestOutput") -> tuple[float, float]:
 
 
 def report(llm: "LLM", output: "RequestOutput") -> dict[str, object]:
+    from treadle.inference.memory import peak_rss_bytes
+
     completion = output.outputs[0]
     prompt, generated = len(output.prompt_token_ids), len(completion.token_ids)
     prefill, decode = rates(output)
@@ -107,6 +109,8 @@ def report(llm: "LLM", output: "RequestOutput") -> dict[str, object]:
 
 def summary(llm: "LLM", output: "RequestOutput") -> str:
     """Two lines on what was run and what it took."""
+    from treadle.inference.memory import peak_rss_bytes
+
     info = llm.info
     prompt, generated = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
     prefill, decode = rates(output)

@@ -5,32 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
 from treadle.inference.core import EngineCore
 from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
-from treadle.plan.ir import NO_WEIGHT, Opcode
+from treadle.plan.ir import NO_WEIGHT, DType, Opcode
+
+FLOATS: Final = frozenset({DType.F32, DType.F16, DType.BF16})
+
+
+class Operations(msgspec.Struct, frozen=True):
+    """A multiply and an add are two. `int8`: with quantised weights in fast numerics; `float`: all others."""
+
+    int8: int
+    float: int
 
 
 class StepCost(msgspec.Struct, frozen=True):
-    """Of a dense model's step. A multiply and an add are two operations; attention's own products are not counted."""
+    """Of a dense model's step. Attention's own products are not counted."""
 
     weight_bytes: int
     """Packed weights that every step reads once. An embedding table counts only where it is the head's matrix too."""
     state_bytes_per_token: int
     """State that a row reads of each token before it."""
-    operations_per_row: int
-    operations_per_sampled_row: int
+    row: Operations
+    sampled_row: Operations
+    """What a row costs on top where its logits are wanted."""
 
 
-def step_cost(layout: Layout) -> StepCost:
-    """The cost of one step of the decode program."""
+def step_cost(layout: Layout, exact: bool) -> StepCost:
+    """The cost of one step of the decode program. `exact`: all products are of floats."""
     program = layout.programs[-1]
     stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
+    dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     read: dict[str, int] = {}
-    operations = {True: 0, False: 0}  # key: is it for sampled rows only?
+    operations = {(head, kind): 0 for head in (True, False) for kind in ("int8", "float")}
     for instruction in program.plan.instructions:
         if instruction.opcode is Opcode.EMBEDDING:
             continue
@@ -40,12 +52,13 @@ def step_cost(layout: Layout) -> StepCost:
             binding = program.weight_bindings[index]
             read[binding.name] = stored[binding.name]
             if len(binding.shape) > 1:
-                operations[instruction.opcode is Opcode.LM_HEAD] += 2 * math.prod(binding.shape)
+                kind = "float" if exact or dtypes[binding.name] in FLOATS else "int8"
+                operations[instruction.opcode is Opcode.LM_HEAD, kind] += 2 * math.prod(binding.shape)
     return StepCost(
         weight_bytes=sum(read.values()),
         state_bytes_per_token=layout.quote().state_bytes_per_token,
-        operations_per_row=operations[False],
-        operations_per_sampled_row=operations[True],
+        row=Operations(operations[False, "int8"], operations[False, "float"]),
+        sampled_row=Operations(operations[True, "int8"], operations[True, "float"]),
     )
 
 

@@ -257,7 +257,7 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
         plans=plans,
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
-        cost=step_cost(layout),
+        cost=step_cost(layout, exact=options.numerics == "exact"),
         place=place,
     )
 

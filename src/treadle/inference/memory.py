@@ -1,8 +1,10 @@
-"""Arenas: anonymous mapped memory, page aligned, zero, resident only where touched; and how much may be allocated."""
+"""Arenas: anonymous mapped memory, page aligned, zero, resident only where touched; how much may be allocated,
+and how much this process took."""
 
 from __future__ import annotations
 
 import mmap
+import resource
 import sys
 from pathlib import Path
 from typing import Final
@@ -33,6 +35,20 @@ def available_bytes() -> int | None:
     """Bytes that this process may still allocate: the least of free RAM and the cgroup's room. None if unknown."""
     known = [value for value in (_meminfo_available(), _cgroup_available()) if value is not None]
     return min(known) if known else None
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that was resident at once.
+
+    Linux's ru_maxrss also counts what the parent held when it started this process, so VmHWM is read instead.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _meminfo_available(path: Path = Path("/proc/meminfo")) -> int | None:

@@ -1,0 +1,28 @@
+"""treadle under measurement, through the same protocol as its peers; its answers also tell the work of the point."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from worker import Job, serve
+
+import treadle
+from treadle.bench.measure import measure, open_engine
+from treadle.bench.points import Point
+
+
+class Treadle:
+    def __init__(self, job: Job) -> None:
+        self.engine = open_engine(
+            job.model, threads=job.threads, numerics="fast", max_batch=job.max_batch, max_length=job.max_length
+        )
+        self.version = f"treadle {treadle.__version__}"
+        self.ran = f"{Path(job.model).name}, {self.engine.info.isa}, keys and values f16"
+
+    def measure(self, **point: Any) -> dict[str, Any]:
+        found = measure(self.engine, Point(**point))
+        return {"seconds": found.seconds, "work": asdict(found.work)}
+
+
+if __name__ == "__main__":
+    serve(Treadle)

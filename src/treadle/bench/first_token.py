@@ -1,0 +1,56 @@
+"""The first token of a fresh process: how long from its start, and what memory it took.
+
+Run as a module (MODEL THREADS NUMERICS) it is that process: loads the model as `treadle run` does, feeds a prompt of
+32 random tokens, and prints one JSON object.
+"""
+
+import json
+import subprocess
+import sys
+import time
+
+from treadle.errors import TreadleError
+
+PROMPT_TOKENS = 32
+
+
+def cold_start(model: str, *, threads: int, numerics: str) -> dict[str, float]:
+    """Seconds and bytes of one fresh process; ``first_token_s`` runs from the moment it was started.
+
+    Files that were read before are still in the system's page cache. Raises TreadleError if the process fails.
+    """
+    command = [sys.executable, "-m", "treadle.bench.first_token", model, str(threads), numerics]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - began
+        _, errors = process.communicate()
+    if process.returncode or not line:
+        raise TreadleError(f"a fresh process did not reach its first token: {errors.strip()[-500:]}")
+    return {"first_token_s": seconds, **json.loads(line)}
+
+
+def main(model: str, threads: str, numerics: str) -> None:
+    from treadle.bench.measure import random_prompts
+    from treadle.inference.llm import LLM
+    from treadle.inference.memory import peak_rss_bytes
+    from treadle.inference.request import SamplingParams
+
+    with LLM(model, threads=int(threads), numerics=numerics) as llm:  # type: ignore[arg-type]
+        core = llm.engine.core
+        (ids,) = random_prompts(core.vocab_size, 1, PROMPT_TOKENS)
+        began = time.perf_counter()
+        llm.generate({"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
+        found = {
+            "load_s": llm.info.load_s,
+            "prefill_s": time.perf_counter() - began,
+            "prompt_tokens": PROMPT_TOKENS,
+            "quoted_bytes": llm.memory_quote.total_bytes,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
