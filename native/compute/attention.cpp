@@ -5,6 +5,13 @@
 
 namespace treadle::compute {
 
+bool kv_storable(DType type, int64_t key_dim, int64_t value_dim) {
+    if (type == DType::q8_0) return key_dim % kBlock == 0 && value_dim % kBlock == 0;
+    return type == DType::f32 || type == DType::f16 || type == DType::bf16;
+}
+
+int64_t kv_page_bytes(const KvLayout& kv) { return kv.heads * HeadLayout(kv).total; }
+
 int64_t attend_scratch_bytes(const Attention& a) {
     return AttendScratch(a).total * static_cast<int64_t>(sizeof(float));
 }

@@ -76,17 +76,22 @@ struct Epilogue {
 // ---------------------------------------------------------------------------------------------------------------
 // Paged attention. A page holds `page_len` positions of all key/value heads of one sequence; per head first the keys
 // as [page_len / 16][key_dim][16 positions], then the values as [page_len][value_dim].
+// q8_0: int8 in that order, f16 scales after each of the two, as [page_len / 16][key_dim / 32][16 positions] and
+// [page_len][value_dim / 32]. An element is quant * scale; of 32 x, scale = max|x| / 127 rounded to f16 (at most its
+// largest), quant = round(x * (127 / max|x|)), ties to even.
+// bf16: elements are finite (what lies beyond the largest, and NaN, becomes the largest), those below 2^-50 are 0.
 
 struct KvLayout {
-    DType type;     // f32, f16 or bf16
+    DType type;     // f32, f16, bf16 or q8_0
     int64_t heads;  // key/value heads
     int64_t key_dim;
     int64_t value_dim;
     int64_t page_len;  // positions in a page: 16, 32 or 64
 };
 
-int64_t kv_page_bytes(
-    const KvLayout& kv);  // page_len * heads * (key_dim + value_dim) * sizeof(type), no padding
+// Can keys and values of these widths be kept so? q8_0 takes multiples of 32.
+bool kv_storable(DType type, int64_t key_dim, int64_t value_dim);
+int64_t kv_page_bytes(const KvLayout& kv);  // without any padding
 
 inline constexpr int64_t kUnbounded = -1;
 inline constexpr int64_t kSplit = 256;  // positions of one partial softmax; the partials are merged in order

@@ -283,8 +283,4 @@ void pack_strip(DType type, const std::byte* const rows[kStripRows], int64_t col
     }
 }
 
-int64_t kv_page_bytes(const KvLayout& kv) {
-    return kv.page_len * kv.heads * (kv.key_dim + kv.value_dim) * float_size(kv.type);
-}
-
 }  // namespace treadle::compute

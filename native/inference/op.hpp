@@ -111,7 +111,7 @@ struct Step {
     const int32_t* sampled_rows = nullptr;  // [sampled]
     const int32_t* row_slot = nullptr;      // [rows] index into the batch
     const int32_t* row_position = nullptr;  // [rows]
-    std::span<const RowBlock> blocks;       // all rows, cut into blocks
+    std::span<const RowBlock> blocks;       // all rows, cut into blocks; those that see the most first
     int64_t longest_sequence = 0;           // most positions of one slot after the step
 };
 

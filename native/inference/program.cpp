@@ -82,6 +82,10 @@ Step Program::prepare(const contract::ExecutionContext& c) {
         step.rows += query;
         step.longest_sequence = std::max(step.longest_sequence, position + query);
     }
+    // Most work first, so that the threads end together.
+    const auto work = [](const RowBlock& b) { return int64_t{b.rows} * (b.position + b.rows); };
+    std::sort(blocks_.begin(), blocks_.end(),
+              [&](const RowBlock& a, const RowBlock& b) { return work(a) > work(b); });
     for (const int32_t row : c.sampled_rows) {
         if (row < 0 || row >= step.rows)
             throw StepError("sampled row " + std::to_string(row) + " is not in the step");

@@ -94,34 +94,6 @@ void bench_gemv(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
                 static_cast<long>(n), static_cast<long>(cols), static_cast<long>(rows), gb, 100 * gb / limit);
 }
 
-// One layer's attention of SmolLM2 (9 query heads, 3 kv heads, 64) for `rows` new rows after `past` positions.
-void bench_attention(const Kernels& k, DType type, int64_t past, int64_t rows) {
-    const Attention a{{type, 3, 64, 64, 64}, 9, 0.125f};
-    const int64_t length = past + rows, pages = (length + 63) / 64;
-    Random random(2);
-    std::vector<std::byte> arena(static_cast<size_t>(pages * kv_page_bytes(a.kv)));
-    std::vector<int32_t> table;
-    for (int64_t p = 0; p < pages; ++p) table.push_back(static_cast<int32_t>(p));
-    const std::vector<float> q = random.normals(rows * 9 * 64), kv = random.normals(3 * 64);
-    for (int64_t j = 0; j < length; ++j)
-        k.kv_write(a.kv, arena.data() + j / 64 * kv_page_bytes(a.kv), j % 64, 0, 3, kv.data(), kv.data());
-    std::vector<float> out(q.size());
-    Buffer scratch(attend_scratch_bytes(a));
-    const double s = best_seconds([&] {
-        for (int64_t r = 0; r < rows; r += kAttendRows)
-            for (int64_t h = 0; h < 3; ++h)
-                k.attend(a,
-                         {q.data() + r * 576, 576, out.data() + r * 576, 576, std::min(kAttendRows, rows - r),
-                          past + r, std::min(past + r + kAttendRows, length), arena.data(), table.data()},
-                         h, scratch.data());
-    });
-    double keys = 0;
-    for (int64_t r = 0; r < rows; ++r) keys += static_cast<double>(past + r + 1);
-    std::printf("attention %-4s past %6ld rows %4ld  %8.1f us  %6.1f GFLOP/s  %5.2f GB/s\n", name_of(type),
-                static_cast<long>(past), static_cast<long>(rows), s * 1e6, keys * 9 * 64 * 4 / s / 1e9,
-                static_cast<double>(length * 3 * 128) * (type == DType::f32 ? 4 : 2) / s / 1e9);
-}
-
 void bench_rows(const Kernels& k) {
     Random random(3);
     const std::vector<float> x = random.normals(512 * 1536), u = random.normals(512 * 1536);
@@ -137,11 +109,6 @@ void bench_rows(const Kernels& k) {
          best_seconds([&] { k.quantise(x.data(), 1536, 0, 512, 512, 1536, xq.data()); }));
     show("silu * up 512x1536",
          best_seconds([&] { k.activate(x.data(), u.data(), 512 * 1536, {}, y.data()); }));
-    const Attention a{{DType::f16, 3, 64, 64, 64}, 9, 0.125f};
-    std::vector<std::byte> page(static_cast<size_t>(kv_page_bytes(a.kv)));
-    show("kv_write 512 f16", best_seconds([&] {
-             for (int r = 0; r < 512; ++r) k.kv_write(a.kv, page.data(), r % 64, 0, 3, x.data(), u.data());
-         }));
 }
 
 }  // namespace
@@ -163,12 +130,6 @@ int main(int argc, char** argv) {
         bench_gemm(k, t, 2048, 8192, 512, dot);
         bench_gemv(k, t, 1536, 576, 1, read);
         bench_gemv(k, t, 576, 1536, 1, read);
-    }
-    for (const DType t : {DType::f16, DType::f32}) {
-        bench_attention(k, t, 0, 512);
-        bench_attention(k, t, 512, 1);
-        bench_attention(k, t, 8192, 1);
-        bench_attention(k, t, 32768, 1);
     }
     bench_rows(k);
     return 0;

@@ -30,9 +30,19 @@ float rounded(float x, DType type) {
     return std::ldexp(std::nearbyint(std::ldexp(x, 10 - exponent)), exponent - 10);
 }
 
-float nan_of(DType type) {
-    (void)type;
-    return std::numeric_limits<float>::quiet_NaN();
+// What a row of keys or values is kept as; head after head of `dim` elements.
+void keep(std::vector<float>& x, DType type) {
+    if (type != DType::q8_0) {
+        for (float& value : x) value = rounded(value, type);
+        return;
+    }
+    for (size_t b = 0; b < x.size(); b += 32) {
+        float largest = 0;
+        for (size_t i = b; i < b + 32; ++i) largest = std::max(largest, std::fabs(x[i]));
+        const float scale = rounded(std::min(largest / 127.0f, 65504.0f), DType::f16);
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        for (size_t i = b; i < b + 32; ++i) x[i] = scale * std::nearbyint(x[i] * inverse);
+    }
 }
 
 Setup make(Attention a, int64_t length, int64_t rows, uint64_t seed) {
@@ -47,13 +57,7 @@ Setup make(Attention a, int64_t length, int64_t rows, uint64_t seed) {
     const int64_t count = (length + kv.page_len - 1) / kv.page_len;
     for (int64_t p = 0; p < count; ++p)
         s.pages.push_back(static_cast<int32_t>(count + 1 - p));  // out of order, with holes
-    s.arena.resize(static_cast<size_t>((count + 2) * s.page_bytes));
-    const std::vector<float> nan(static_cast<size_t>(kv.heads * std::max(kv.key_dim, kv.value_dim)),
-                                 nan_of(kv.type));
-    for (int64_t p = 0; p < count + 2; ++p)
-        for (int64_t i = 0; i < kv.page_len; ++i)
-            kernels_for("plain")->kv_write(kv, s.arena.data() + p * s.page_bytes, i, 0, kv.heads, nan.data(),
-                                           nan.data());
+    s.arena.assign(static_cast<size_t>((count + 2) * s.page_bytes), std::byte{0xff});  // NaN in every type
     return s;
 }
 
@@ -72,6 +76,10 @@ std::vector<double> naive(const Setup& s) {
     const KvLayout& kv = a.kv;
     const int64_t group = a.heads / kv.heads;
     std::vector<double> out(static_cast<size_t>(s.rows * a.heads * kv.value_dim), 0.0);
+    std::vector<float> q = s.q, k = s.k, v = s.v;
+    keep(k, kv.type);
+    keep(v, kv.type);
+    for (float& x : q) x = kv.type == DType::bf16 ? rounded(x * a.scale, kv.type) : x * a.scale;
     for (int64_t r = 0; r < s.rows; ++r)
         for (int64_t h = 0; h < a.heads; ++h) {
             const int64_t i = s.length - s.rows + r;
@@ -82,10 +90,8 @@ std::vector<double> naive(const Setup& s) {
                     continue;
                 double dot = 0;
                 for (int64_t d = 0; d < kv.key_dim; ++d)
-                    dot += static_cast<double>(s.q[static_cast<size_t>((r * a.heads + h) * kv.key_dim + d)]) *
-                           rounded(s.k[static_cast<size_t>((j * kv.heads + h / group) * kv.key_dim + d)],
-                                   kv.type);
-                dot *= a.scale;
+                    dot += static_cast<double>(q[static_cast<size_t>((r * a.heads + h) * kv.key_dim + d)]) *
+                           k[static_cast<size_t>((j * kv.heads + h / group) * kv.key_dim + d)];
                 if (a.softcap > 0) dot = a.softcap * std::tanh(dot / a.softcap);
                 if (a.slopes != nullptr) dot += s.slopes[static_cast<size_t>(h)] * static_cast<double>(j - i);
                 scores.push_back(dot);
@@ -102,8 +108,7 @@ std::vector<double> naive(const Setup& s) {
                 for (int64_t d = 0; d < kv.value_dim; ++d)
                     out[static_cast<size_t>((r * a.heads + h) * kv.value_dim + d)] +=
                         std::exp(scores[n] - top) / sum *
-                        rounded(s.v[static_cast<size_t>((keys[n] * kv.heads + h / group) * kv.value_dim + d)],
-                                kv.type);
+                        v[static_cast<size_t>((keys[n] * kv.heads + h / group) * kv.value_dim + d)];
         }
     return out;
 }
@@ -154,10 +159,12 @@ void test(const Attention& a, int64_t length, int64_t rows, const std::string& n
     }
     const std::vector<float> plain = run(s, *kernels_for("plain"), kAttendRows, false);
     const std::vector<double> want = naive(s);
+    // bf16: the weights are rounded to 8 bits, relative error 2^-9, and the values are below 5.
+    const double bound = a.kv.type == DType::bf16 ? 5.0 / 512 : 2e-5;
     for (size_t i = 0; i < plain.size(); ++i)
-        check(std::fabs(plain[i] - want[i]) < 2e-5, name + " [" + std::to_string(i) +
-                                                        "]: " + std::to_string(plain[i]) + " not " +
-                                                        std::to_string(want[i]));
+        check(std::fabs(plain[i] - want[i]) < bound, name + " [" + std::to_string(i) +
+                                                         "]: " + std::to_string(plain[i]) + " not " +
+                                                         std::to_string(want[i]));
     for (const Kernels* k : supported_kernels())
         for (const int64_t chunk : {int64_t{1}, int64_t{5}, int64_t{16}, kAttendRows})
             for (const bool split : {false, true}) {
@@ -168,10 +175,41 @@ void test(const Attention& a, int64_t length, int64_t rows, const std::string& n
             }
 }
 
+// What cannot be kept as it is: every ISA keeps the same bytes, and bf16 and q8_0 keep nothing that is not finite.
+void test_odd_values() {
+    const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+    for (const DType type : {DType::f32, DType::f16, DType::bf16, DType::q8_0}) {
+        const KvLayout kv{type, 1, 64, 64, 16};
+        std::vector<float> row(64, 1.0f);
+        row[1] = inf, row[2] = -inf, row[3] = nan, row[4] = 3.4e38f, row[5] = -0.0f, row[6] = 1e-30f,
+        row[7] = 1e-6f;
+        row[40] = 1e9f, row[50] = 3.39e38f;
+        std::vector<std::byte> first;
+        for (const Kernels* k : supported_kernels()) {
+            std::vector<std::byte> page(static_cast<size_t>(kv_page_bytes(kv)));
+            for (int64_t i = 0; i < 16; ++i) k->kv_write(kv, page.data(), i, 0, 1, row.data(), row.data());
+            if (first.empty()) first = page;
+            check(page == first, std::string("odd values: kv_write of ") + k->name + " differs");
+        }
+        if (type != DType::bf16) continue;
+        for (size_t i = 0; i < first.size(); i += 2) {
+            uint16_t half;
+            std::memcpy(&half, &first[i], 2);
+            check((half & 0x7f80) != 0x7f80, "bf16 keeps a value that is not finite");
+            check((half & 0x7fff) == 0 || (half & 0x7f80) >> 7 >= 127 - 50, "bf16 keeps a value below 2^-50");
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
-    for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+    test_odd_values();
+    check(kv_storable(DType::q8_0, 64, 32) && !kv_storable(DType::q8_0, 80, 64) &&
+              !kv_storable(DType::q8_0, 64, 24) && kv_storable(DType::bf16, 45, 71) &&
+              !kv_storable(DType::q4_0, 64, 64),
+          "kv_storable");
+    for (const DType type : {DType::f32, DType::f16, DType::bf16, DType::q8_0}) {
         const std::string t = "kv " + std::to_string(static_cast<int>(type));
         const KvLayout kv{type, 2, 64, 64, 64};
         const Attention causal{kv, 6, 0.125f};
@@ -193,10 +231,14 @@ int main() {
         a.sinks = a.slopes = reinterpret_cast<const float*>(1);  // replaced by the setup's own
         test(a, 270, 17, t + " softcap, sinks, slopes");
         test({{type, 1, 32, 32, 16}, 1, 0.2f}, 50, 50, t + " one head, page 16");
-        test({{type, 2, 80, 96, 32}, 4, 0.1f}, 100, 40, t + " dims 80 and 96, page 32");
-        test({{type, 1, 40, 24, 64}, 2, 0.1f}, 100, 40, t + " dims 40 and 24");
         test({{type, 1, 256, 256, 64}, 8, 0.06f}, 70, 9, t + " dim 256");
         test({{type, 3, 64, 64, 64}, 9, 0.125f}, 65, 65, t + " 9 heads of 3");
+        test({{type, 2, 96, 64, 32}, 4, 0.1f}, 300, 40, t + " dims 96 and 64, page 32");
+        test({{type, 1, 128, 32, 16}, 5, 0.1f}, 280, 30, t + " dims 128 and 32, page 16");
+        if (type == DType::q8_0) continue;
+        test({{type, 2, 80, 112, 32}, 4, 0.1f}, 100, 40, t + " dims 80 and 112, page 32");
+        test({{type, 1, 40, 24, 64}, 2, 0.1f}, 100, 40, t + " dims 40 and 24");
+        test({{type, 1, 45, 71, 16}, 2, 0.1f}, 75, 40, t + " dims 45 and 71");
     }
     return report("test_attention");
 }

@@ -2,6 +2,7 @@
 
 import math
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -212,6 +213,17 @@ def test_attention_by_hand(heads, causal, options):
     found = ops.attention(q, k, v, q_positions, k_positions, 0.3, causal, **given)
     expected = attended_by_hand(q, k, v, q_positions, k_positions, 0.3, causal, **given)
     close(found, expected)
+
+
+def test_q8_0_is_that_of_ggml():
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((7, 3, 64)) * np.exp2(rng.uniform(-20, 20, (7, 3, 1)))).astype(np.float32)
+    x[2, 1] = 0
+    kept = ops.to_q8_0(x)
+    assert kept.shape == (7, 3, 2) and kept.dtype.itemsize == 34
+    expected = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(kept.view(np.uint8).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(ops.from_q8_0(kept), gguf.quants.dequantize(expected, gguf.GGMLQuantizationType.Q8_0))
 
 
 def test_attention_as_torch():

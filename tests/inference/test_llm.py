@@ -14,6 +14,7 @@ from treadle.errors import (
     OutOfMemoryQuote,
     PromptTooLong,
     UnsupportedBatchSize,
+    UnsupportedModel,
 )
 from treadle.inference import engine as engine_module
 from treadle.inference.engine import EngineOptions, describe
@@ -87,6 +88,19 @@ def test_narrow_kv_is_close_and_takes_half(tiny_checkpoint, oracle, kv_dtype):
         error = relative_error(made.logits(ids), oracle_logits(oracle, ids))
         assert 1e-5 < error < 0.05
         assert made.memory_quote.state_bytes_per_token == 3 * 2 * 32 * 2
+
+
+def test_q8_0_kv_is_close_and_takes_34_bytes_for_32(tiny_checkpoint):
+    ids = np.random.default_rng(5).integers(3, 300, 70).tolist()
+    with make_llm(tiny_checkpoint("llama-mha"), max_num_seqs=1, kv_dtype="q8_0") as made:
+        error = relative_error(made.logits(ids), oracle_logits(tiny.model("llama-mha"), ids))
+        assert 1e-5 < error < 0.05
+        assert made.memory_quote.state_bytes_per_token == 3 * 4 * (32 + 32) // 32 * 34
+
+
+def test_q8_0_kv_is_refused_for_heads_that_are_no_whole_blocks(tiny_checkpoint):
+    with pytest.raises(UnsupportedModel, match=r"head_dim 16 and v_head_dim 16 .* use f16 or bf16"):
+        make_llm(tiny_checkpoint("llama"), kv_dtype="q8_0")
 
 
 def test_quantised_gguf_runs_on_its_dequantised_values(tiny_gguf, tiny_checkpoint):

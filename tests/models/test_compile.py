@@ -111,6 +111,13 @@ def test_kv_dtype_and_page_tokens_make_the_state():
                 assert not state.zero_init
 
 
+def test_q8_0_keys_take_34_bytes_for_32_elements():
+    plans = compiled("smollm2", kv_dtype=DType.Q8_0)
+    assert {state.size_bytes for state in plans.prefill.plan.state_descs} == {64 * 3 * (64 + 64) // 32 * 34}
+    with pytest.raises(UnsupportedModel, match=r"layer 0: kv_dtype q8_0 .* head_dim 16 and v_head_dim 16 .*; use f16"):
+        compiled("llama-tiny", kv_dtype=DType.Q8_0)
+
+
 def test_the_window_is_in_the_params():
     assert attention_of(compiled("mistral-tiny")).window == 24
     assert attention_of(compiled("llama-tiny")).window == 0

@@ -18,15 +18,15 @@ def sequences(ids):
     return [ids[11 * i : 11 * i + length] for i, length in enumerate(LENGTHS)]
 
 
-def opened(path, numerics, threads):
-    return LLM(path, numerics=numerics, threads=threads, max_num_seqs=8, max_num_logits=512)
+def opened(path, numerics, threads, **options):
+    return LLM(path, numerics=numerics, threads=threads, max_num_seqs=8, max_num_logits=512, **options)
 
 
-def check(path, numerics, prompts):
+def check(path, numerics, prompts, **options):
     """Alone and among all by every number of threads and chunk size; among 2..8 with the most threads."""
     expected = None
     for threads in THREADS:
-        with opened(path, numerics, threads) as llm:
+        with opened(path, numerics, threads, **options) as llm:
             alone = [llm.logits(prompt) for prompt in prompts]
             expected = alone if expected is None else expected
             for i, (found, same) in enumerate(zip(alone, expected, strict=True)):
@@ -49,6 +49,27 @@ def test_tiny_gguf(name, dtype, numerics, tiny_gguf):
 @pytest.mark.parametrize("name", ["llama-mha", "mistral-window"])
 def test_tiny_safetensors(name, numerics, tiny_checkpoint):
     check(tiny_checkpoint(name), numerics, sequences(tiny.tokenizer().encode(MIXED).ids))
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "bf16", "q8_0"])
+def test_every_kv_dtype(kv_dtype, tiny_gguf):
+    ids = tiny.tokenizer().encode(MIXED).ids
+    check(tiny_gguf("llama-mha", "Q4_1"), "fast", sequences(ids), kv_dtype=kv_dtype)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "bf16", "q8_0"])
+def test_long_sequences_are_split_among_threads(kv_dtype, tiny_gguf):
+    """Sequences of several splits, alone and beside a short one, row by row and in chunks."""
+    ids = tiny.tokenizer().encode(MIXED).ids
+    prompts = [(ids * 3)[:337], ids[:40], (ids * 3)[5:505]]
+    found = []
+    for threads in THREADS:
+        with opened(tiny_gguf("llama-mha", "Q4_1"), "fast", threads, kv_dtype=kv_dtype) as llm:
+            found += [[llm.logits(p, chunk=chunk)[-64:] for p in prompts] for chunk in (1, 8, None)]
+            found.append([rows[-64:] for rows in llm.logits(prompts, chunk=1)])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("numerics", NUMERICS)

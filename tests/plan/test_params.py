@@ -140,6 +140,10 @@ STATES = {
     # kv: 64 tokens x 2 heads x (8 + 16) x 2 bytes
     AttentionParams(4, 2, 8, 16, 1.0, kv_dtype=1): 64 * 2 * 24 * 2,
     AttentionParams(4, 2, 8, 16, 1.0, kv_dtype=0): 64 * 2 * 24 * 4,
+    AttentionParams(4, 2, 64, 32, 1.0, kv_dtype=36): 64 * 2 * 3 * 34,
+    MLAParams(4, 0, 32, 8, 64, 8, 1.0, 0.0, kv_dtype=36): 64 * 3 * 34,
+    # no block of 32 fits
+    AttentionParams(4, 2, 32, 16, 1.0, kv_dtype=36): 0,
     # latent: 64 tokens x (kv_lora 16 + rope 4) x 4 bytes
     MLAParams(4, 0, 16, 8, 4, 8, 1.0, 0.0): 64 * 20 * 4,
     # conv 24 x 3, scan 24 x 4

@@ -254,6 +254,7 @@ STAGE_CASES = {
     "param-relations: heads": lambda: params(decoder(), ATTENTION, num_kv_heads=3),
     "param-relations: odd rotation": lambda: params(decoder(), ATTENTION, rotary_dim=7),
     "param-relations: more rotation than head": lambda: params(decoder(), ATTENTION, rotary_dim=10),
+    "param-relations: q8_0 of 8": lambda: params(decoder(), ATTENTION, kv_dtype=DType.Q8_0),
     "param-relations: clamped without limit": lambda: params(
         decoder(), MLP, activation=Activation.SWIGLU_CLAMPED, alpha=1.0
     ),

@@ -56,6 +56,25 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// The nearest bf16, ties to even, of finite values; store_bf16 takes such values.
+TREADLE_INLINE F round_bf16(F a) {
+    const __m256i u = _mm256_castps_si256(a),
+                  odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)));
+}
+TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
+    const __m256i u = _mm256_srli_epi32(_mm256_castps_si256(a), 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1)));
+}
+TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(*p)));
+}
+TREADLE_INLINE F load_i8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
 TREADLE_INLINE I iset1(int32_t x) { return _mm256_set1_epi32(x); }
 TREADLE_INLINE I iload(const int32_t* p) { return bytes_at(p); }
 TREADLE_INLINE void istore(int32_t* p, I a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }

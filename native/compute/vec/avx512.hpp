@@ -61,6 +61,24 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// The nearest bf16, ties to even, of finite values; store_bf16 takes such values.
+TREADLE_INLINE F round_bf16(F a) {
+    const __m512i u = _mm512_castps_si512(a),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)));
+}
+TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16)));
+}
+TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(*p)));
+}
+TREADLE_INLINE F load_i8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
 TREADLE_INLINE I iset1(int32_t x) { return _mm512_set1_epi32(x); }
 TREADLE_INLINE I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
 TREADLE_INLINE void istore(int32_t* p, I a) { _mm512_storeu_si512(p, a); }

@@ -53,6 +53,22 @@ TREADLE_INLINE F load_bf16_odd(const uint16_t* p) {
 }
 TREADLE_INLINE void store_f16(uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 
+// The nearest bf16, ties to even, of finite values; store_bf16 takes such values.
+TREADLE_INLINE F round_bf16(F a) {
+    const uint32x4_t u = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    const uint32x4_t up = vaddq_u32(vaddq_u32(u, vdupq_n_u32(0x7fff)), odd);
+    return vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xffff0000u)));
+}
+TREADLE_INLINE void store_bf16(uint16_t* p, F a) { vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_f32(a), 16)); }
+TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p)));
+}
+TREADLE_INLINE F load_i8(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+
 TREADLE_INLINE I iset1(int32_t x) { return vdupq_n_s32(x); }
 TREADLE_INLINE I iload(const int32_t* p) { return vld1q_s32(p); }
 TREADLE_INLINE void istore(int32_t* p, I a) { vst1q_s32(p, a); }

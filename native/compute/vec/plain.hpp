@@ -91,6 +91,20 @@ TREADLE_INLINE void store_f16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
 }
 
+// The nearest bf16, ties to even, of finite values; store_bf16 takes such values.
+TREADLE_INLINE F round_bf16(F a) {
+    for (float& x : a.v) {
+        const uint32_t u = float_to_bits(x);
+        x = bits_to_float((u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u);
+    }
+    return a;
+}
+TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(float_to_bits(a.v[i]) >> 16);
+}
+TREADLE_INLINE F f16_everywhere(const uint16_t* p) { return set1(f16_to_float(*p)); }
+TREADLE_INLINE F load_i8(const int8_t* p) { TREADLE_EACH(F, static_cast<float>(p[i])); }
+
 TREADLE_INLINE I iset1(int32_t x) { TREADLE_EACH(I, x); }
 TREADLE_INLINE I iload(const int32_t* p) { TREADLE_EACH(I, p[i]); }
 TREADLE_INLINE void istore(int32_t* p, I a) { __builtin_memcpy(p, a.v, sizeof a.v); }

@@ -15,7 +15,7 @@ namespace {
 using contract::QKNorm;
 
 // Up to this many rows a long sequence's keys are split among the threads.
-constexpr int64_t kSplitRows = 4;
+constexpr int64_t kSplitRows = 8;
 
 enum WeightIndex {
     kQ,
@@ -123,6 +123,10 @@ class AttentionOp final : public Op {
         expect(state_.data != nullptr, "attention without a KV state is not supported by this backend");
         expect(static_cast<QKNorm>(p.qk_norm) != QKNorm::rms_whole,
                "attention: q/k norm over the whole projection is not supported by this backend");
+        expect(compute::kv_storable(type, p.head_dim, p.v_head_dim),
+               "attention: keys of " + std::to_string(p.head_dim) + " and values of " +
+                   std::to_string(p.v_head_dim) + " elements cannot be kept in type " +
+                   std::to_string(p.kv_dtype));
         attention_.kv = {type, p.num_kv_heads, p.head_dim, p.v_head_dim, state_.page_tokens};
         expect(state_.page_tokens == 16 || state_.page_tokens == 32 || state_.page_tokens == 64,
                "attention: KV pages of " + std::to_string(state_.page_tokens) +
@@ -196,7 +200,7 @@ class AttentionOp final : public Op {
 
     void attend(const Step& step, Worker& worker, const Pieces& p) const {
         const int64_t kv_heads = params_.num_kv_heads;
-        if (step.rows <= kSplitRows && step.longest_sequence > 2 * compute::kSplit) {
+        if (step.rows <= kSplitRows && step.longest_sequence > compute::kSplit) {
             write_rows(step, worker, p);
             worker.sync();
             attend_split(step, worker, p);
@@ -207,12 +211,11 @@ class AttentionOp final : public Op {
             write_rows(step, worker, p);
             worker.sync();
         }
-        const int64_t items = static_cast<int64_t>(step.blocks.size()) * kv_heads;
-        worker.each(items, 1, [&](Range range) {
-            const int64_t item = range.first;
-            // Last blocks first: they see the most keys.
-            const RowBlock& block = step.blocks[step.blocks.size() - 1 - item / kv_heads];
-            const int64_t head = item % kv_heads;
+        // Head by head, so that every thread's share has long and short blocks, and blocks beside each other share keys.
+        const auto blocks = static_cast<int64_t>(step.blocks.size());
+        worker.each(blocks * kv_heads, 1, [&](Range range) {
+            const RowBlock& block = step.blocks[range.first % blocks];
+            const int64_t head = range.first / blocks;
             if (one_item_each) {
                 for (int32_t r = block.first_row; r < block.first_row + block.rows; ++r)
                     write_row(step, worker, p, r, head);

@@ -43,7 +43,11 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
         )
     else:
         parser.set_defaults(max_model_len=None, max_num_seqs=None, state_tokens=None)
-    parser.add_argument("--kv-dtype", choices=("f32", "f16", "bf16"), help="of keys and values")
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        help="of keys and values; q8_0 takes half of f16 (default: f16, with --numerics exact f32)",
+    )
     parser.add_argument(
         "--quantize",
         choices=QUANTISED,

@@ -69,7 +69,12 @@ __all__ = [
 
 DEFAULT_MAX_MODEL_LEN: Final = 8192
 DEFAULT_STATE_TOKENS: Final = 16384
-KV_DTYPES: Final[Mapping[str, DType]] = {"f32": DType.F32, "f16": DType.F16, "bf16": DType.BF16}
+KV_DTYPES: Final[Mapping[str, DType]] = {
+    "f32": DType.F32,
+    "f16": DType.F16,
+    "bf16": DType.BF16,
+    "q8_0": DType.Q8_0,
+}
 _HASH_BYTES: Final = 32
 
 
@@ -87,7 +92,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 512
     """Rows of one step; longer prompts are fed in chunks."""
     kv_dtype: str | None = None
-    """f32, f16 or bf16. None: f16 where numerics is fast, f32 where it is exact."""
+    """f32, f16, bf16 or q8_0. None: f16 where numerics is fast, f32 where it is exact."""
     max_num_logits: int | None = None
     """Rows of logits in one step. None: max_num_seqs."""
     state_tokens: int | None = None

@@ -29,7 +29,7 @@ from treadle.plan.ir import (
 )
 from treadle.plan.liveness import analyse
 from treadle.plan.ops import OPS, SYMBOLS, StateRule
-from treadle.plan.params import AttentionParams, MLAParams
+from treadle.plan.params import KV_BLOCK, AttentionParams, MLAParams
 from treadle.plan.verify import verify
 
 COMPILER_VERSION: Final = "0.1.0"
@@ -120,13 +120,20 @@ def expand_layers(program: Program) -> tuple[Placed, ...]:
 
 
 def choose_kv_dtype(ops: tuple[Placed, ...], kv_dtype: DType) -> tuple[Placed, ...]:
-    """Write the KV type into the params of every op that keeps keys and values."""
+    """Write the KV type into the params of every op that keeps keys and values. Raises UnsupportedModel."""
 
     def chosen(placed: Placed) -> Placed:
         params = placed.op.params
         if not isinstance(params, AttentionParams | MLAParams):
             return placed
         params = msgspec.structs.replace(params, kv_dtype=kv_dtype)
+        if not params.state_page_bytes(1):
+            dims = ("head_dim", "v_head_dim") if isinstance(params, AttentionParams) else ("kv_lora_rank", "rope_dim")
+            shown = " and ".join(f"{name} {getattr(params, name)}" for name in dims)
+            raise UnsupportedModel(
+                f"layer {placed.layer}: kv_dtype {kv_dtype.name.lower()} keeps blocks of {KV_BLOCK} elements, "
+                f"which {shown} are no multiples of; use f16 or bf16"
+            )
         return placed._replace(op=msgspec.structs.replace(placed.op, params=params))
 
     return tuple(chosen(placed) for placed in ops)

@@ -151,6 +151,18 @@ class LayerNormParams(Params, frozen=True):
     gain_offset: F32 = 0.0
 
 
+KV_BLOCK = 32
+"""Elements of a head's key or value that share a scale in q8_0."""
+
+
+def kv_bytes(dtype: int, *widths: int) -> int:
+    """Bytes of one position's keys and values, vectors of `widths` elements; 0 if they cannot be kept in `dtype`."""
+    if dtype == DType.Q8_0:
+        whole = all(width % KV_BLOCK == 0 for width in widths)
+        return sum(widths) // KV_BLOCK * (KV_BLOCK + 2) if whole else 0
+    return sum(widths) * {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(dtype), 0)
+
+
 class AttentionParams(Params, frozen=True):
     OPCODE = Opcode.MULTIHEAD_ATTENTION
     num_heads: U32
@@ -177,6 +189,8 @@ class AttentionParams(Params, frozen=True):
     output_gate: U32 = 0
     """1: the attention output is multiplied by sigmoid(x @ gate^T)."""
     kv_dtype: U32 = DType.F32
+    """bf16: a backend may round queries and softmax weights to bf16 too. q8_0: blocks of 32 of a head's key or value,
+    quantised as they are written."""
 
     def dims(self) -> dict[str, int]:
         return {
@@ -196,8 +210,7 @@ class AttentionParams(Params, frozen=True):
         return self.causal == 1
 
     def state_page_bytes(self, page_tokens: int) -> int:
-        width = {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(self.kv_dtype), 0)
-        return page_tokens * self.num_kv_heads * (self.head_dim + self.v_head_dim) * width
+        return page_tokens * self.num_kv_heads * kv_bytes(self.kv_dtype, self.head_dim, self.v_head_dim)
 
 
 class SwiGLUParams(Params, frozen=True):
@@ -322,8 +335,7 @@ class MLAParams(Params, frozen=True):
         return self.causal == 1
 
     def state_page_bytes(self, page_tokens: int) -> int:
-        width = {DType.F32: 4, DType.F16: 2, DType.BF16: 2}.get(DType(self.kv_dtype), 0)
-        return page_tokens * (self.kv_lora_rank + self.rope_dim) * width
+        return page_tokens * kv_bytes(self.kv_dtype, self.kv_lora_rank, self.rope_dim)
 
 
 class GatedDeltaNetParams(Params, frozen=True):

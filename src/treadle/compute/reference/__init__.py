@@ -14,16 +14,27 @@ from treadle.compute.reference.activation import (
     softcap,
     tanh,
 )
-from treadle.compute.reference.attention import alibi_bias, attention, gate_output, rope, visible
+from treadle.compute.reference.attention import (
+    BLOCK_Q8_0,
+    alibi_bias,
+    attention,
+    from_q8_0,
+    gate_output,
+    rope,
+    to_q8_0,
+    visible,
+)
 from treadle.compute.reference.linear import embedding, linear, lm_head, residual_add
 from treadle.compute.reference.mlp import clamped_gate, swiglu
 from treadle.compute.reference.norm import layernorm, layernorm_per_head, rmsnorm
 
 __all__ = [
+    "BLOCK_Q8_0",
     "alibi_bias",
     "attention",
     "clamped_gate",
     "embedding",
+    "from_q8_0",
     "gate_output",
     "gelu",
     "gelu_tanh",
@@ -42,5 +53,6 @@ __all__ = [
     "softcap",
     "swiglu",
     "tanh",
+    "to_q8_0",
     "visible",
 ]

@@ -9,6 +9,28 @@ from treadle.compute.reference.activation import F32, sigmoid, softcap
 from treadle.compute.reference.linear import linear
 
 I32 = NDArray[np.int32]
+BLOCK_Q8_0 = np.dtype([("scale", np.float16), ("quants", np.int8, 32)])
+"""32 elements as ggml's q8_0 keeps them, 34 bytes."""
+
+
+def to_q8_0(x: F32) -> NDArray[np.void]:
+    """Blocks of 32 along the last axis: scale = max|x| / 127, quants = round(x * (127 / max|x|)), ties to even.
+
+    x [..., n], n a multiple of 32 -> [..., n / 32] of BLOCK_Q8_0.
+    """
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    largest = np.abs(blocks).max(axis=-1)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    kept = np.empty(largest.shape, BLOCK_Q8_0)
+    kept["scale"] = np.minimum(largest / np.float32(127), np.float32(65504))
+    kept["quants"] = np.rint(blocks * inverse[..., None])
+    return kept
+
+
+def from_q8_0(kept: NDArray[np.void]) -> F32:
+    """[..., n / 32] of BLOCK_Q8_0 -> f32 [..., n]; every element is exact."""
+    values: F32 = kept["quants"].astype(np.float32) * kept["scale"].astype(np.float32)[..., None]
+    return values.reshape(*kept.shape[:-1], -1)
 
 
 def rope(x: F32, positions: I32, inv_freq: F32, interleaved: bool = False, scale: float = 1.0) -> F32:

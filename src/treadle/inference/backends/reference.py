@@ -31,6 +31,7 @@ from treadle.plan.ir import (
 )
 from treadle.plan.ops import OPS
 from treadle.plan.params import (
+    KV_BLOCK,
     Activation,
     AttentionParams,
     EmbeddingParams,
@@ -205,26 +206,36 @@ def _head_norm(y: F32, params: AttentionParams, gain: F32 | None, heads: int) ->
 def _with_past(op: Bound, step: Step, index: int, k: F32, v: F32) -> tuple[F32, F32]:
     """Writes a slot's new keys and values to its pages; returns all of the slot's, [tokens, kv_heads, dim].
 
-    A page holds K [page_tokens, kv_heads, head_dim], then V [page_tokens, kv_heads, v_head_dim].
+    A page holds K [page_tokens, kv_heads, head_dim], then V [page_tokens, kv_heads, v_head_dim]; in q8_0 blocks of 32
+    of the last axis.
     """
     if op.state is None:
         return k, v
     context, params, tokens = step.context, cast(AttentionParams, op.params), op.page_tokens
-    dtype = NUMPY[DType(params.kv_dtype)]
+    dtype: np.dtype[np.generic]
+    if params.kv_dtype == DType.Q8_0:
+        dtype, per_block = ops.BLOCK_Q8_0, KV_BLOCK
+        k, v = cast(F32, ops.to_q8_0(k)), cast(F32, ops.to_q8_0(v))
+    else:
+        dtype, per_block = NUMPY[DType(params.kv_dtype)], 1
     begin, end = int(context.positions[index]), int(context.seq_lens[index])
-    cut = tokens * params.num_kv_heads * params.head_dim
+    key_dim, value_dim = params.head_dim // per_block, params.v_head_dim // per_block
+    cut = tokens * params.num_kv_heads * key_dim
     keys, values = [], []
     for p in range(-(-end // tokens)):
         page = op.state.page(int(context.page_table[index, p])).view(dtype)
-        page_k = page[:cut].reshape(tokens, params.num_kv_heads, params.head_dim)
-        page_v = page[cut:].reshape(tokens, params.num_kv_heads, params.v_head_dim)
+        page_k = page[:cut].reshape(tokens, params.num_kv_heads, key_dim)
+        page_v = page[cut:].reshape(tokens, params.num_kv_heads, value_dim)
         first, last = max(begin, p * tokens), min(end, (p + 1) * tokens)
         if first < last:
             page_k[first - p * tokens : last - p * tokens] = k[first - begin : last - begin]
             page_v[first - p * tokens : last - p * tokens] = v[first - begin : last - begin]
         keys.append(page_k)
         values.append(page_v)
-    return np.concatenate(keys)[:end].astype(np.float32), np.concatenate(values)[:end].astype(np.float32)
+    kept_k, kept_v = np.concatenate(keys)[:end], np.concatenate(values)[:end]
+    if params.kv_dtype == DType.Q8_0:
+        return ops.from_q8_0(kept_k), ops.from_q8_0(kept_v)
+    return kept_k.astype(np.float32), kept_v.astype(np.float32)
 
 
 Adapter = Callable[[Bound, Step], F32]

@@ -11,6 +11,7 @@ import msgspec
 
 from treadle.plan.ir import DType
 from treadle.plan.params import (
+    KV_BLOCK,
     Activation,
     AttentionParams,
     EmbeddingParams,
@@ -36,6 +37,7 @@ from treadle.plan.params import (
     VisionPatchEmbedParams,
     VisionScatterParams,
     VisionSpatialMergeParams,
+    kv_bytes,
 )
 
 MAX_SIZE: Final = 1 << 24
@@ -73,7 +75,11 @@ FINITE: Final = Range("a finite number", -_F32_MAX, _F32_MAX)
 NOT_NEGATIVE: Final = Range("a finite number >= 0", 0.0, _F32_MAX)
 POSITIVE: Final = Range("a finite number > 0", _TINY, _F32_MAX)
 ACTIVATION: Final = _enum(Activation)
-STATE_DTYPE: Final = Range("0 f32, 1 f16 or 2 bf16", values=frozenset({DType.F32, DType.F16, DType.BF16}), kind=DType)
+STATE_DTYPE: Final = Range(
+    "0 f32, 1 f16, 2 bf16 or 36 q8_0",
+    values=frozenset({DType.F32, DType.F16, DType.BF16, DType.Q8_0}),
+    kind=DType,
+)
 _NORM: Final = {"eps": NOT_NEGATIVE, "gain_offset": FINITE}
 _MERGE: Final = {
     "merge": Range("1..64", 1, 64),
@@ -206,7 +212,14 @@ def _clamped(p: Any) -> Iterator[str]:
         yield "alpha and limit serve the activation swiglu_clamped only"
 
 
+def _kept(dtype: int, **widths: int) -> Iterator[str]:
+    if not kv_bytes(dtype, *widths.values()):
+        shown = " and ".join(f"{name} {width}" for name, width in widths.items())
+        yield f"kv_dtype q8_0 needs multiples of {KV_BLOCK}, found {shown}"
+
+
 def _attention(p: AttentionParams) -> Iterator[str]:
+    yield from _kept(p.kv_dtype, head_dim=p.head_dim, v_head_dim=p.v_head_dim)
     if p.num_heads % p.num_kv_heads:
         yield f"num_heads {p.num_heads} is not a multiple of num_kv_heads {p.num_kv_heads}"
     if p.rotary_dim > p.head_dim or p.rotary_dim % 2:
@@ -237,6 +250,7 @@ def _mamba(p: MambaParams) -> Iterator[str]:
 
 
 def _mla(p: MLAParams) -> Iterator[str]:
+    yield from _kept(p.kv_dtype, kv_lora_rank=p.kv_lora_rank, rope_dim=p.rope_dim)
     if p.rope_dim % 2:
         yield f"rope_dim {p.rope_dim} must be even"
 
