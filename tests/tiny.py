@@ -51,6 +51,9 @@ def _rope(kind: str, **parameters: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **parameters}}
 
 
+# Rows that are whole blocks of every quantised type.
+WIDE: Mapping[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+
 CONFIGS: Mapping[str, PreTrainedConfig] = {
     "llama": _llama(),
     "llama-tied": _llama(tie_word_embeddings=True),
@@ -61,6 +64,8 @@ CONFIGS: Mapping[str, PreTrainedConfig] = {
         **_rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
     ),
     "llama-yarn": _llama(**_rope("yarn", factor=4.0, original_max_position_embeddings=128)),
+    "llama-wide": _llama(**WIDE),
+    "llama-wide-tied": _llama(**WIDE, tie_word_embeddings=True),
     "mistral": _mistral(sliding_window=None),
     "mistral-window": _mistral(sliding_window=24),
 }
@@ -216,5 +221,31 @@ def _add_tensor(
         value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
     if value.ndim == 1 or dtype == gguf.GGMLQuantizationType.F32:
         writer.add_tensor(name, np.ascontiguousarray(value))
+    elif dtype.name in _SCALES_AT:
+        writer.add_tensor(name, random_blocks(dtype, value), raw_dtype=dtype)
     else:
         writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), dtype), raw_dtype=dtype)
+
+
+_SCALES_AT = {"Q2_K": 80, "Q3_K": 108, "Q4_K": 0, "Q5_K": 0, "Q6_K": 208, "IQ4_NL": 0, "IQ4_XS": 0}
+"""Where a block of the types that gguf-py cannot encode keeps its f16 scale, and after it its minimum's."""
+_MEAN_CODE = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
+"""Of the types with a minimum: its scale is chosen so that weights are around zero."""
+
+
+def random_blocks(dtype: gguf.GGMLQuantizationType, like: np.ndarray) -> np.ndarray:
+    """Blocks of any codes and integer scales in place of a matrix, as large as its values are: u8 [rows, row bytes]."""
+    elements, size = gguf.GGML_QUANT_SIZES[dtype]
+    random = np.random.default_rng(sum(like.shape))
+    blocks = random.integers(0, 256, (like.size // elements, size), dtype=np.uint8)
+
+    def put_scales(d: np.ndarray) -> None:
+        at = _SCALES_AT[dtype.name]
+        blocks[:, at : at + 2] = d.astype("<f2").view(np.uint8)
+        if dtype.name in _MEAN_CODE:
+            blocks[:, at + 2 : at + 4] = (d * _MEAN_CODE[dtype.name]).astype("<f2").view(np.uint8)
+
+    put_scales(np.ones((len(blocks), 1)))
+    size_at_one = gguf.quants.dequantize(blocks, dtype).std()
+    put_scales(random.uniform(0.5, 1.5, (len(blocks), 1)) * like.std() / size_at_one)
+    return blocks.reshape(len(like), -1)

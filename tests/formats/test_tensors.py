@@ -14,6 +14,7 @@ from treadle.errors import InvalidWeights, UnsupportedModel
 from treadle.formats.tensors import BLOCK_SIZES, dequantise, plain_array, quantise, tensor_nbytes
 
 DECODED = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
+DECODED += ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4"]
 ENCODED = ["f16", "bf16", "q8_0", "q4_0", "q4_1"]
 
 # nothing so small that its scale would be subnormal: there ggml's own result is undefined

@@ -157,11 +157,11 @@ def test_a_gguf_tensor_type_that_is_not_read_is_refused(tiny_gguf, tmp_path):
     for name in source.names():
         info = source.info(name)
         if name == "blk.1.ffn_down.weight":
-            writer.add_raw(name, np.zeros(tensor_nbytes("q5_0", info.shape), np.uint8), "q5_0", info.shape)
+            writer.add_raw(name, np.zeros(tensor_nbytes("q8_1", info.shape), np.uint8), "q8_1", info.shape)
         else:
             writer.add_raw(name, source.raw(name), info.dtype, info.shape)
     path = writer.save(tmp_path / "a.gguf")
-    with pytest.raises(UnsupportedModel, match=r"a.gguf: tensor 'blk.1.ffn_down.weight' has type q5_0; supported: f32"):
+    with pytest.raises(UnsupportedModel, match=r"a.gguf: tensor 'blk.1.ffn_down.weight' has type q8_1; supported: f32"):
         open_checkpoint(path).compile()
 
 

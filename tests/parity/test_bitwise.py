@@ -22,6 +22,10 @@ def opened(path, numerics, threads, **options):
     return LLM(path, numerics=numerics, threads=threads, max_num_seqs=8, max_num_logits=512, **options)
 
 
+BLOCKS_OF_32 = ["Q4_0", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"]
+BLOCKS_OF_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
+
+
 def check(path, numerics, prompts, **options):
     """Alone and among all by every number of threads and chunk size; among 2..8 with the most threads."""
     expected = None
@@ -43,6 +47,22 @@ def check(path, numerics, prompts, **options):
 @pytest.mark.parametrize(("name", "dtype"), [("llama", "Q4_1"), ("llama-bias", "Q8_0"), ("llama", "F16")])
 def test_tiny_gguf(name, dtype, numerics, tiny_gguf):
     check(tiny_gguf(name, dtype), numerics, sequences(tiny.tokenizer().encode(MIXED).ids))
+
+
+@pytest.mark.parametrize("numerics", NUMERICS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama", t) for t in BLOCKS_OF_32] + [("llama-wide", t) for t in BLOCKS_OF_256]
+)
+def test_every_block_type(name, dtype, numerics, tiny_gguf):
+    """One thread and three; alone, together, and in chunks."""
+    prompts = [ids[:70] for ids in sequences(tiny.tokenizer().encode(MIXED).ids)[1:5]]
+    expected = None
+    for threads in (1, 3):
+        with opened(tiny_gguf(name, dtype), numerics, threads) as llm:
+            expected = expected or [llm.logits(prompt) for prompt in prompts]
+            for chunk in (7, 64):
+                for found, same in zip(llm.logits(prompts, chunk=chunk), expected, strict=True):
+                    assert np.array_equal(found, same), f"{threads} threads, chunks of {chunk}"
 
 
 @pytest.mark.parametrize("numerics", NUMERICS)

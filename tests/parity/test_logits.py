@@ -50,8 +50,18 @@ def test_tiny_models(name, backend, tiny_checkpoint):
         assert oracles.relative_error(llm.logits(ids), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-@pytest.mark.parametrize("name", ["llama", "llama-llama3"])
+BLOCKS_OF_32 = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"]
+BLOCKS_OF_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
+TYPES = [
+    *(("llama", dtype) for dtype in ["F16", "BF16", *BLOCKS_OF_32]),
+    *(("llama-llama3", dtype) for dtype in ["F16", "Q8_0", "Q4_1"]),
+    *(("llama-wide", dtype) for dtype in BLOCKS_OF_256),
+    ("llama-tied", "Q5_0"),
+    ("llama-wide-tied", "Q6_K"),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), TYPES)
 def test_tiny_gguf_of_every_type(name, dtype, tiny_gguf):
     path = tiny_gguf(name, dtype)
     ids = tiny_ids(name)

@@ -217,6 +217,87 @@ def _decode_q5_1(blocks: Bytes) -> F32Array:
     return _f16(blocks, 0) * values.astype(np.float32) + _f16(blocks, 2)
 
 
+def _by_run(scales: F32Array, codes: F32Array) -> F32Array:
+    """scales [n, runs] times codes [n, elements], each scale for an equal run of elements."""
+    n, runs = scales.shape
+    return (scales[:, :, None] * codes.reshape(n, runs, -1)).reshape(n, -1)
+
+
+def _fields(packed: Bytes, bits: int) -> Bytes:
+    """[n, groups, bytes] -> [n, elements] of `bits` bits; in a group the lowest fields of all its bytes come first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    fields = packed[:, :, None, :] >> shifts & np.uint8((1 << bits) - 1)
+    return fields.reshape(len(packed), -1)
+
+
+def _scales_minima(packed: Bytes) -> tuple[F32Array, F32Array]:
+    """12 bytes of Q4_K and Q5_K -> eight 6-bit scales and eight 6-bit minima, [n, 8] each."""
+    first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([first & 63, (third & 15) | first >> 6 << 4], axis=1)
+    minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
+    return scales.astype(np.float32), minima.astype(np.float32)
+
+
+def _decode_q2_k(blocks: Bytes) -> F32Array:
+    codes = _fields(blocks[:, 16:80].reshape(-1, 2, 32), 2).astype(np.float32)
+    scales, minima = (part.astype(np.float32) for part in (blocks[:, :16] & 15, blocks[:, :16] >> 4))
+    low = _by_run(_f16(blocks, 82) * minima, np.ones_like(codes))
+    return _by_run(_f16(blocks, 80) * scales, codes) - low
+
+
+def _decode_q3_k(blocks: Bytes) -> F32Array:
+    codes = _fields(blocks[:, 32:96].reshape(-1, 2, 32), 2) | _fields(blocks[:, None, :32], 1) << 2
+    low = np.concatenate([blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4], axis=1)
+    high = np.concatenate([blocks[:, 104:108] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1)
+    scales = (low | high << 4).astype(np.float32) - np.float32(32)
+    return _by_run(_f16(blocks, 108) * scales, codes.astype(np.float32) - np.float32(4))
+
+
+def _decode_q4_k(blocks: Bytes) -> F32Array:
+    codes = _fields(blocks[:, 16:].reshape(-1, 4, 32), 4)
+    return _with_minima(blocks, codes)
+
+
+def _decode_q5_k(blocks: Bytes) -> F32Array:
+    codes = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4) | _fields(blocks[:, None, 16:48], 1) * np.uint8(16)
+    return _with_minima(blocks, codes)
+
+
+def _with_minima(blocks: Bytes, codes: Bytes) -> F32Array:
+    scales, minima = _scales_minima(blocks[:, 4:16])
+    low = _by_run(_f16(blocks, 2) * minima, np.ones(codes.shape, np.float32))
+    return _by_run(_f16(blocks, 0) * scales, codes.astype(np.float32)) - low
+
+
+def _decode_q6_k(blocks: Bytes) -> F32Array:
+    low = _fields(blocks[:, :128].reshape(-1, 2, 64), 4)
+    high = _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2)
+    codes = (low | high << 4).astype(np.float32) - np.float32(32)
+    scales = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
+    return _by_run(_f16(blocks, 208) * scales, codes)
+
+
+_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+_E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+
+
+def _decode_iq4_nl(blocks: Bytes) -> F32Array:
+    return _f16(blocks, 0) * _IQ4[_nibbles(blocks[:, 2:])]
+
+
+def _decode_iq4_xs(blocks: Bytes) -> F32Array:
+    low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    high = np.concatenate([blocks[:, at : at + 1] >> np.arange(0, 8, 2, dtype=np.uint8) & 3 for at in (2, 3)], axis=1)
+    scales = (low | high << 4).astype(np.float32) - np.float32(32)
+    codes = _nibbles(np.ascontiguousarray(blocks[:, 8:]).reshape(-1, 16)).reshape(-1, 256)
+    return _by_run(_f16(blocks, 0) * scales, _IQ4[codes])
+
+
+def _decode_mxfp4(blocks: Bytes) -> F32Array:
+    scales = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+    return scales * _E2M1_DOUBLED[_nibbles(blocks[:, 1:])]
+
+
 def _inverse(d: F32Array) -> F32Array:
     """1/d, and 0 where d is 0 (an all-zero or constant block) or so small that 1/d is no f32."""
     with np.errstate(over="ignore"):
@@ -255,6 +336,14 @@ _DECODERS: dict[str, Callable[[Bytes], F32Array]] = {
     "q4_1": _decode_q4_1,
     "q5_0": _decode_q5_0,
     "q5_1": _decode_q5_1,
+    "q2_k": _decode_q2_k,
+    "q3_k": _decode_q3_k,
+    "q4_k": _decode_q4_k,
+    "q5_k": _decode_q5_k,
+    "q6_k": _decode_q6_k,
+    "iq4_nl": _decode_iq4_nl,
+    "iq4_xs": _decode_iq4_xs,
+    "mxfp4": _decode_mxfp4,
 }
 _ENCODERS: dict[str, Callable[[F32Array], Bytes]] = {
     "q8_0": _encode_q8_0,

@@ -35,7 +35,7 @@ from treadle.plan.verify import verify
 COMPILER_VERSION: Final = "0.1.0"
 STATE_ALIGN: Final = 64
 VECTOR_DTYPES: Final = (DType.F32, DType.F16, DType.BF16)
-MATRIX_DTYPES: Final = (*VECTOR_DTYPES, DType.Q4_0, DType.Q4_1, DType.Q8_0)
+MATRIX_DTYPES: Final = tuple(dtype for dtype in DType if dtype not in (DType.I8, DType.U8, DType.I32, DType.I64))
 """Weight types that this version reads."""
 
 
