@@ -1,6 +1,6 @@
 """treadle beside its peers: the same file, threads and points, in turns in one run; prints rates and ratios.
 
-Usage: python bench/peers/run.py [--model smollm2 | FILE.gguf] [--peers llama.cpp,openvino,...] [--turns 5] [--json]
+Usage: python bench/peers/run.py [--model smollm2 | FILE.gguf | synthetic:llama:1b:q4_k] [--peers llama.cpp,openvino,...] [--turns 5] [--json]
 Each peer lives in its own venv, made on the first run. One that is not to be had, or that cannot run the model or a
 point, is named with the reason.
 """
@@ -20,7 +20,9 @@ from treadle.bench.limits import probe_limits
 from treadle.bench.measure import room
 from treadle.bench.points import Limits, Point, Work, add_point_arguments, choose_points
 from treadle.formats import hub
+from treadle.inference.engine import write_synthetic
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 SETTLE_SECONDS = 0.2
 """Between two systems, so that the one before has parked its threads."""
 WARM_UP = Point("prefill", tokens=64, batch=1, prompt=0)
@@ -180,7 +182,7 @@ def _cell(rate: float | None, seconds: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="treadle beside its peers, in turns in one run")
-    parser.add_argument("--model", default="smollm2", help="a known name or a .gguf file")
+    parser.add_argument("--model", default="smollm2", help="a known name, a .gguf file, or synthetic:FAMILY:SHAPE:TYPE")
     parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
@@ -195,8 +197,20 @@ def main() -> None:
     print(json.dumps(found) if options.json else table(found))
 
 
+def model_file(model: str) -> Path:
+    """The GGUF file of a model; a synthetic one is written under bench/results, once."""
+    if not model.startswith("synthetic:"):
+        return Path(hub.resolve(model).path)
+    path = RESULTS / f"{model.replace(':', '-')}.gguf"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        print(f"writing {path}", file=sys.stderr)
+        write_synthetic(model, path)
+    return path
+
+
 def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    model = Path(hub.resolve(options.model).path)
+    model = model_file(options.model)
     points = list(choose_points(options.points, options.lengths, options.depths, options.batches))
     space = room(points or [FIRST_TOKEN])
     sizes = (options.threads, space["max_batch"], max(space["max_length"], WARM_UP.length))

@@ -203,3 +203,34 @@ def test_fallbacks_are_counted_where_there_are_some(tiny_gguf):
 
 def test_a_context_too_short_for_any_point_is_refused(tiny_checkpoint):
     assert "positions" in failure("bench", tiny_checkpoint("llama"), "--points", "prefill", "--lengths", "4000")
+
+
+def test_a_synthetic_model_is_measured_without_a_file():
+    report = treadle_json(
+        "bench", "--synthetic", "llama:tiny:q8_0", "--repeat", 1, "--lengths", 8, "--points", "prefill,load"
+    )
+    assert report["model"] == "synthetic:llama:tiny:q8_0"
+    assert [p["name"] for p in report["points"]] == ["prefill"]
+    assert report["load"]["first_token_s"] > 0
+
+
+def test_a_synthetic_model_is_written_to_a_file_that_is_measured_alike(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    written = treadle("bench", "--synthetic", "llama:tiny:q8_0", "--write", path)
+    assert written.returncode == 0
+    assert str(path) in written.stdout
+    report = treadle_json("bench", path, "--repeat", 1, "--lengths", 8, "--points", "prefill")
+    assert report["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((), "either a model or --synthetic"),
+        (("smollm2", "--synthetic", "llama:tiny:q8_0"), "either a model or --synthetic"),
+        (("smollm2", "--write", "some.gguf"), "--write goes with --synthetic"),
+        (("--synthetic", "llama:tiny:q4"), "type 'q4' is not known"),
+    ],
+)
+def test_what_is_measured_must_be_clear(given, wanted):
+    assert wanted in failure("bench", *given)

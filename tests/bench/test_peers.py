@@ -146,6 +146,14 @@ def test_the_share_of_the_limit_comes_from_the_work_that_the_worker_tells():
     assert run.report([treadle], [PREFILL], limits)["points"][0]["share_of_limit"] == 0.5
 
 
+def test_a_synthetic_model_is_written_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    path = run.model_file("synthetic:llama:tiny:q8_0")
+    assert path.read_bytes()[:4] == b"GGUF"
+    stamp = path.stat().st_mtime_ns
+    assert run.model_file("synthetic:llama:tiny:q8_0").stat().st_mtime_ns == stamp
+
+
 def test_an_unknown_peer_is_refused_by_name():
     command = [sys.executable, ROOT / "bench" / "peers" / "run.py", "--peers", "llama.cpp,other"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,11 +5,21 @@ import json
 import sys
 
 from treadle.bench.points import add_point_arguments, choose_points
+from treadle.cli.figures import human_bytes
 from treadle.cli.options import positive
+from treadle.errors import InvalidRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
+    parser.add_argument(
+        "model", nargs="?", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id"
+    )
+    parser.add_argument(
+        "--synthetic",
+        metavar="FAMILY:SHAPE:TYPE",
+        help="instead of a model: random weights of a shape and type, as in llama:1b:q4_k",
+    )
+    parser.add_argument("--write", metavar="FILE.gguf", help="write the synthetic model to a file, and measure nothing")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", choices=("fast", "exact"), default="fast", help="default: %(default)s")
@@ -19,10 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
+    model = _model(options)
+    if options.write:
+        return _write(model, options.write)
     if options.pull:
         from treadle.cli.pull_command import pull_if_missing
 
-        pull_if_missing(options.model)
+        pull_if_missing(model)
     from treadle.bench.report import run_bench, table
 
     def say(text: str) -> None:
@@ -32,7 +45,7 @@ def execute(options: argparse.Namespace) -> int:
 
     try:
         report = run_bench(
-            options.model,
+            model,
             choose_points(options.points, options.lengths, options.depths, options.batches),
             load="load" in options.points,
             threads=options.threads,
@@ -44,4 +57,20 @@ def execute(options: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
     print(json.dumps(report) if options.json else table(report))
+    return 0
+
+
+def _model(options: argparse.Namespace) -> str:
+    if (options.model is None) == (options.synthetic is None):
+        raise InvalidRequest("give either a model or --synthetic FAMILY:SHAPE:TYPE")
+    if options.synthetic is None and options.write:
+        raise InvalidRequest("--write goes with --synthetic: a model that is a file need not be written")
+    return str(options.model) if options.synthetic is None else f"synthetic:{options.synthetic}"
+
+
+def _write(model: str, path: str) -> int:
+    from treadle.inference.engine import write_synthetic
+
+    written = write_synthetic(model, path)
+    print(f"{written}: {human_bytes(written.stat().st_size)}")
     return 0

@@ -37,10 +37,12 @@ from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, 
 from treadle.inference.memory import available_bytes
 from treadle.inference.state import StatePool
 from treadle.inference.weight_cache import LIMIT_VARIABLE, CachedWeights, Place, SourceFile, WeightCache, limit_from
-from treadle.models.checkpoint import Checkpoint, open_checkpoint
+from treadle.models.checkpoint import Checkpoint, open_checkpoint, open_synthetic
 from treadle.models.compile import CompileOptions
 from treadle.models.export_gguf import export
+from treadle.models.export_synthetic import write_synthetic
 from treadle.models.quantisation import FLOAT_TYPES, QUANTISED_TYPES, Quantisation
+from treadle.models.synthetic import is_synthetic
 from treadle.plan.codec import encode
 from treadle.plan.dump import as_dict, text
 from treadle.plan.ir import DType, ModelPlans
@@ -65,6 +67,7 @@ __all__ = [
     "quantize_file",
     "resolve",
     "weight_cache",
+    "write_synthetic",
 ]
 
 DEFAULT_MAX_MODEL_LEN: Final = 8192
@@ -240,9 +243,8 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     """
     began = time.monotonic()
     backend = _backend(options)
-    found = resolve(model)
     quantisation = _quantisation(options.quantize, options.threads)
-    checkpoint = open_checkpoint(found.path, quantisation)
+    found, checkpoint = _opened(model, quantisation)
     try:
         plans, layout = _compiled(checkpoint, backend, options)
         quote = layout.quote()
@@ -271,14 +273,20 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     """Compiles and quotes without reading or allocating weights. Raises as `load`, but not OutOfMemoryQuote."""
     began = time.monotonic()
     backend = _backend(options)
-    found = resolve(model)
-    checkpoint = open_checkpoint(found.path, _quantisation(options.quantize, options.threads))
+    found, checkpoint = _opened(model, _quantisation(options.quantize, options.threads))
     try:
         plans, layout = _compiled(checkpoint, backend, options)
     finally:
         checkpoint.close()
     info = _info(found, plans, layout.limits, backend, False, time.monotonic() - began)
     return Description(plans, info, layout.quote())
+
+
+def _opened(model: str | Path, quantisation: Quantisation | None) -> tuple[ResolvedModel, Checkpoint]:
+    if is_synthetic(model):
+        return ResolvedModel(str(model), Path(model), "gguf"), open_synthetic(str(model), quantisation)
+    found = resolve(model)
+    return found, open_checkpoint(found.path, quantisation)
 
 
 class QuantizeReport(msgspec.Struct, frozen=True):
@@ -371,10 +379,10 @@ def weight_cache() -> WeightCache:
 def _place(
     checkpoint: Checkpoint, name: str, layout: Layout, backend: Backend, quantisation: Quantisation | None
 ) -> Place | None:
-    """None where nothing is to be kept: the cache is switched off, or the backend packs nothing worth keeping."""
+    """None where nothing is to be kept: the cache is switched off, the backend packs nothing worth keeping, or there is no file."""
     cache = weight_cache()
     packing = layout.packing(backend)
-    if cache.off or packing is None:
+    if cache.off or packing is None or not checkpoint.tensors.files:
         return None
     if quantisation is not None:
         packing += " of " + quantisation.signature(layout.dtypes.values())

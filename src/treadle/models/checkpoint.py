@@ -10,12 +10,14 @@ from treadle.errors import ModelNotFound
 from treadle.formats.gguf import GGUFFile
 from treadle.formats.json_file import read_json
 from treadle.formats.safetensors import SafetensorsFile
+from treadle.formats.synthetic import SyntheticTensors
 from treadle.formats.tensors import TensorSource
 from treadle.models.compile import CompileOptions, compile_model
 from treadle.models.config import Config, Keys
 from treadle.models.quantisation import Quantisation
 from treadle.models.registry import Family, family_of_gguf, family_of_json
 from treadle.models.spec import Architecture
+from treadle.models.synthetic import synthetic_tensors
 from treadle.models.weights import CheckpointWeights
 from treadle.plan.ir import ModelPlans
 
@@ -24,7 +26,7 @@ CONFIG_NAME = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An open checkpoint. `tensors` is the GGUFFile or SafetensorsFile itself."""
+    """An open checkpoint. `tensors` is the GGUFFile, SafetensorsFile or SyntheticTensors itself."""
 
     path: Path
     tensors: TensorSource
@@ -60,6 +62,12 @@ def open_checkpoint(path: str | os.PathLike[str], quantisation: Quantisation | N
     return _open_gguf(path, quantisation)
 
 
+def open_synthetic(model: str, quantisation: Quantisation | None = None) -> Checkpoint:
+    """The checkpoint that "synthetic:FAMILY:SHAPE:TYPE" describes; there is no file. Raises UnsupportedModel."""
+    tensors = synthetic_tensors(model)
+    return _gguf_checkpoint(Path(model), tensors, quantisation)
+
+
 def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
     """The family and config of a config.json."""
     values = read_json(path)
@@ -78,10 +86,14 @@ def _open_directory(path: Path, quantisation: Quantisation | None) -> Checkpoint
 def _open_gguf(path: Path, quantisation: Quantisation | None) -> Checkpoint:
     tensors = GGUFFile.open(path)
     try:
-        family = family_of_gguf(tensors.architecture, path.name)
-        config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
-        weights = CheckpointWeights(tensors, path.name, quantisation)
-        return Checkpoint(path, tensors, config, family.architecture(config), weights)
+        return _gguf_checkpoint(path, tensors, quantisation)
     except BaseException:
         tensors.close()
         raise
+
+
+def _gguf_checkpoint(path: Path, tensors: GGUFFile | SyntheticTensors, quantisation: Quantisation | None) -> Checkpoint:
+    family = family_of_gguf(tensors.architecture, path.name)
+    config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
+    weights = CheckpointWeights(tensors, path.name, quantisation)
+    return Checkpoint(path, tensors, config, family.architecture(config), weights)

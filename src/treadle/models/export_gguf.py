@@ -46,6 +46,8 @@ FILE_TYPES: Final[Mapping[DType, int]] = {
     DType.Q6_K: 18,
     DType.IQ4_NL: 25,
     DType.BF16: 32,
+    DType.IQ4_XS: 30,
+    DType.MXFP4: 38,
 }
 """general.file_type (llama.cpp's llama_ftype)."""
 _OF_THE_FILE: Final = (

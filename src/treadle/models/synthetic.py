@@ -1,0 +1,148 @@
+"""Models without a file: a family, a size and a weight type make a checkpoint of random weights, for measuring speed.
+
+"synthetic:llama:1b:q4_k" names one wherever a model is named. It has no tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from treadle.errors import UnsupportedModel
+from treadle.formats.synthetic import RANDOM_TYPES, SyntheticTensors
+from treadle.formats.tensors import BLOCK_SIZES
+
+PREFIX: Final = "synthetic:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A decoder's sizes. The rope is plain, whatever the real model's is: it costs the same."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    rope_theta: float
+    tied: bool
+
+
+SHAPES: Final[Mapping[str, Shape]] = {
+    "tiny": Shape(
+        layers=2, hidden=256, mlp=512, heads=4, kv_heads=2, head_dim=64, vocabulary=512,
+        positions=8192, rope_theta=1e4, tied=True,
+    ),
+    "smollm2-135m": Shape(
+        layers=30, hidden=576, mlp=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152,
+        positions=8192, rope_theta=1e5, tied=True,
+    ),
+    "gemma3-270m": Shape(
+        layers=18, hidden=640, mlp=2048, heads=4, kv_heads=1, head_dim=256, vocabulary=262144,
+        positions=32768, rope_theta=1e6, tied=True,
+    ),
+    "1b": Shape(
+        layers=16, hidden=2048, mlp=8192, heads=32, kv_heads=8, head_dim=64, vocabulary=128256,
+        positions=131072, rope_theta=5e5, tied=True,
+    ),
+    "3b": Shape(
+        layers=28, hidden=3072, mlp=8192, heads=24, kv_heads=8, head_dim=128, vocabulary=128256,
+        positions=131072, rope_theta=5e5, tied=True,
+    ),
+    "8b": Shape(
+        layers=32, hidden=4096, mlp=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256,
+        positions=131072, rope_theta=5e5, tied=False,
+    ),
+}  # fmt: skip
+"""1b, 3b: Llama 3.2; 8b: Llama 3.1. gemma3-270m: its sizes in a llama's program."""
+
+
+def _q4_k_m(name: str, layer: int, layers: int, cols: int) -> str:
+    """llama.cpp's Q4_K_M of a dense model: table, head, and of some layers values and down projection finer."""
+    eighth = layers // 8
+    more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    fine = name in ("token_embd", "output") or (name in ("attn_v", "ffn_down") and more)
+    if cols % BLOCK_SIZES["q4_k"][0]:
+        return "q8_0" if fine else "q5_0"
+    return "q6_k" if fine else "q4_k"
+
+
+MIXES: Final[Mapping[str, Callable[[str, int, int, int], str]]] = {"q4_k_m": _q4_k_m}
+"""Types by tensor: (name without layer and suffix, layer or -1, layers, columns) -> type."""
+
+
+def is_synthetic(model: str | os.PathLike[str]) -> bool:
+    return isinstance(model, str) and model.startswith(PREFIX)
+
+
+def synthetic_tensors(model: str) -> SyntheticTensors:
+    """The tensors and metadata of "synthetic:FAMILY:SHAPE:TYPE".
+
+    Raises UnsupportedModel naming what is not known and what is, InvalidWeights for rows that the type cannot hold.
+    """
+    family, shape_name, dtype = _parts(model)
+    shape = SHAPES[shape_name]
+    kind = MIXES.get(dtype, lambda *_: dtype)
+    matrices, vectors = _tensors(shape)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {name: ("f32", (size,)) for name, size in vectors.items()}
+    for name, dims in matrices.items():
+        layer, base = (int(name.split(".")[1]), name.split(".")[2]) if name.startswith("blk.") else (-1, name[:-7])
+        tensors[name] = (kind(base, layer, shape.layers, dims[1]), dims)
+    return SyntheticTensors(_metadata(family, f"{shape_name} {dtype}", shape), tensors)
+
+
+def _parts(model: str) -> tuple[str, str, str]:
+    parts = model.removeprefix(PREFIX).split(":")
+    if len(parts) != 3:
+        raise UnsupportedModel(f"{model!r}: expected FAMILY:SHAPE:TYPE, as in llama:1b:q4_k")
+    types = (*RANDOM_TYPES, *MIXES)
+    for what, part, known in zip(("family", "shape", "type"), parts, (("llama",), SHAPES, types), strict=True):
+        if part not in known:
+            raise UnsupportedModel(f"{model!r}: synthetic {what} {part!r} is not known; known: {', '.join(known)}")
+    return parts[0], parts[1], parts[2]
+
+
+def _metadata(family: str, name: str, shape: Shape) -> dict[str, object]:
+    keys = {
+        "context_length": shape.positions,
+        "embedding_length": shape.hidden,
+        "block_count": shape.layers,
+        "feed_forward_length": shape.mlp,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": shape.head_dim,
+        "rope.freq_base": shape.rope_theta,
+        "vocab_size": shape.vocabulary,
+    }
+    general = {"general.architecture": family, "general.name": f"synthetic {family} {name}"}
+    return general | {f"{family}.{key}": value for key, value in keys.items()}
+
+
+def _tensors(shape: Shape) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """Matrices [out, in] and vectors, in the order of a file."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    matrices = {"token_embd.weight": (shape.vocabulary, shape.hidden)}
+    vectors = {"output_norm.weight": shape.hidden}
+    if not shape.tied:
+        matrices["output.weight"] = (shape.vocabulary, shape.hidden)
+    for layer in range(shape.layers):
+        block = f"blk.{layer}"
+        matrices |= {
+            f"{block}.attn_q.weight": (queries, shape.hidden),
+            f"{block}.attn_k.weight": (keys, shape.hidden),
+            f"{block}.attn_v.weight": (keys, shape.hidden),
+            f"{block}.attn_output.weight": (shape.hidden, queries),
+            f"{block}.ffn_gate.weight": (shape.mlp, shape.hidden),
+            f"{block}.ffn_up.weight": (shape.mlp, shape.hidden),
+            f"{block}.ffn_down.weight": (shape.hidden, shape.mlp),
+        }
+        vectors |= {f"{block}.attn_norm.weight": shape.hidden, f"{block}.ffn_norm.weight": shape.hidden}
+    return matrices, vectors

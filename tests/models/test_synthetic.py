@@ -1,0 +1,96 @@
+"""Models without a file: their sizes, types by tensor, refusals, and the same logits as the file written of them."""
+
+import math
+
+import gguf
+import numpy as np
+import pytest
+
+from treadle.errors import UnsupportedModel
+from treadle.formats.gguf import GGUFFile
+from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.llm import LLM
+from treadle.models.export_synthetic import write_synthetic
+from treadle.models.synthetic import synthetic_tensors
+
+PROMPT = [5, 300, 17, 8, 211]
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [("smollm2-135m", 134_515_008), ("1b", 1_235_814_400), ("3b", 3_212_749_824), ("8b", 8_030_261_248)],
+)
+def test_a_shape_has_the_parameters_of_its_model(shape, parameters):
+    """The counts that the models' cards give (SmolLM2 135M, Llama 3.2 1B and 3B, Llama 3.1 8B)."""
+    tensors = synthetic_tensors(f"synthetic:llama:{shape}:q8_0").tensors.values()
+    assert sum(math.prod(info.shape) for info in tensors) == parameters
+
+
+def test_one_type_is_for_every_matrix_and_norms_are_f32():
+    for info in synthetic_tensors("synthetic:llama:1b:q6_k").tensors.values():
+        assert info.dtype == ("q6_k" if len(info.shape) == 2 else "f32")
+
+
+def test_q4_k_m_mixes_types_as_llama_cpp_does():
+    """Gemma 3 270M's rows of 640 are no whole K block: q5_0 and q8_0 stand in. More bits: the first and last eighth of
+    18 layers, and every third between."""
+    tensors = synthetic_tensors("synthetic:llama:gemma3-270m:q4_k_m").tensors
+    finer = {0, 1, 4, 7, 10, 13, 15, 16, 17}
+    assert tensors["token_embd.weight"].dtype == "q8_0"
+    for layer in range(18):
+        block = f"blk.{layer}"
+        assert tensors[f"{block}.attn_v.weight"].dtype == ("q8_0" if layer in finer else "q5_0")
+        assert tensors[f"{block}.ffn_down.weight"].dtype == ("q6_k" if layer in finer else "q4_k")
+        assert tensors[f"{block}.attn_output.weight"].dtype == "q4_k"
+        assert tensors[f"{block}.ffn_up.weight"].dtype == "q5_0"
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("synthetic:llama:2b:q8_0", "shape '2b' is not known; known: tiny, smollm2-135m"),
+        ("synthetic:qwen:1b:q8_0", "family 'qwen' is not known; known: llama"),
+        ("synthetic:llama:1b:q9_9", "type 'q9_9' is not known; known: f32"),
+        ("synthetic:llama:1b", "expected FAMILY:SHAPE:TYPE"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_what_is(model, wanted):
+    with pytest.raises(UnsupportedModel, match=wanted):
+        describe(model, EngineOptions())
+
+
+def test_a_model_can_be_described_without_its_weights():
+    description = describe("synthetic:llama:8b:q8_0", EngineOptions())
+    assert description.plans.facts.layers == 32
+    assert 8.0e9 < description.memory_quote.weights_bytes < 9.5e9
+    assert description.info.model == "synthetic:llama:8b:q8_0"
+
+
+@pytest.mark.parametrize("dtype", ["q4_1", "bf16"])
+def test_the_file_written_of_it_is_the_same_model(dtype, tmp_path):
+    model = f"synthetic:llama:tiny:{dtype}"
+    path = write_synthetic(model, tmp_path / "tiny.gguf")
+    with LLM(model, threads=1) as made, LLM(path, threads=1) as read:
+        ours, theirs = made.logits(PROMPT), read.logits(PROMPT)
+        assert made.info.plan_hash == read.info.plan_hash
+        assert read.encode("no")  # the tokenizer of bytes
+    assert np.isfinite(ours).all()
+    assert ours.std() > 0.1
+    assert np.array_equal(ours, theirs)
+
+
+def test_another_reader_finds_what_was_written(tmp_path):
+    path = write_synthetic("synthetic:llama:tiny:q4_k_m", tmp_path / "tiny.gguf")
+    reader = gguf.GGUFReader(path)
+    wanted = synthetic_tensors("synthetic:llama:tiny:q4_k_m")
+    assert {t.name: t.tensor_type.name.lower() for t in reader.tensors} == {
+        name: info.dtype for name, info in wanted.tensors.items()
+    }
+    for tensor in reader.tensors:
+        assert np.array_equal(tensor.data.reshape(-1).view(np.uint8), wanted.raw(tensor.name))
+    file = GGUFFile.open(path)
+    try:
+        assert file.metadata["general.file_type"] == 15
+        assert len(file.metadata["tokenizer.ggml.tokens"]) == 512
+    finally:
+        file.close()
