@@ -1,6 +1,7 @@
 """treadle beside its peers: the same file, threads and points, in turns in one run; prints rates and ratios.
 
-Usage: python bench/peers/run.py [--model smollm2 | FILE.gguf | synthetic:llama:1b:q4_k] [--peers llama.cpp,openvino,...] [--turns 5] [--json]
+Usage: python bench/peers/run.py [--model smollm2 | FILE.gguf | synthetic:llama:1b:q4_k] [--peers llama.cpp,...]
+           [--turns 5] [--json]
 Each peer lives in its own venv, made on the first run. One that is not to be had, or that cannot run the model or a
 point, is named with the reason.
 """

@@ -1,4 +1,4 @@
-"""Made-up tensors: valid in every type by the gguf package's own decoder, of the wanted size, and the same every time."""
+"""Made-up tensors: valid in every type by the gguf package's own decoder, of the wanted size, repeatable."""
 
 import gguf
 import numpy as np

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.figures import human_bytes
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
     add_point_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--html", metavar="FILE", help="write a report with plots, which needs no other file")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -56,6 +58,10 @@ def execute(options: argparse.Namespace) -> int:
     finally:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
+    if options.html:
+        from treadle.bench.html import write_page
+
+        write_page(report, Path(options.html))
     print(json.dumps(report) if options.json else table(report))
     return 0
 

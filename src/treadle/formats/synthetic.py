@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ _BLOCKS: Mapping[str, _Blocks] = {
 }
 _MXFP4_SPREAD = 2.93
 # name -> (unsigned type, bits of the mantissa, bias of the exponent)
-_FLOATS: Mapping[str, tuple[type[np.unsignedinteger[npt.NBitBase]], int, int]] = {
+_FLOATS: Mapping[str, tuple[type[np.uint32] | type[np.uint16], int, int]] = {
     "f32": (np.uint32, 23, 127),
     "bf16": (np.uint16, 7, 127),
     "f16": (np.uint16, 10, 15),
@@ -84,10 +85,10 @@ def random_tensor(name: str, dtype: str, shape: tuple[int, ...]) -> Bytes:
 def _set_exponents(raw: Bytes, dtype: str, deviation: float) -> None:
     """Keeps sign and mantissa, sets one exponent: random bits as they are would hold NaN and infinity."""
     word, mantissa, bias = _FLOATS[dtype]
-    words = raw.view(word)
+    words: npt.NDArray[Any] = raw.view(word)
     exponent = bias + round(math.log2(deviation / _FLOAT_SPREAD))
-    words &= word(1 << (8 * words.itemsize - 1) | (1 << mantissa) - 1)
-    words |= word(exponent << mantissa)
+    kept = word(1 << (8 * words.itemsize - 1) | (1 << mantissa) - 1)
+    np.bitwise_or(words & kept, word(exponent << mantissa), out=words)
 
 
 def _set_scales(raw: Bytes, dtype: str, deviation: float) -> None:

@@ -379,7 +379,7 @@ def weight_cache() -> WeightCache:
 def _place(
     checkpoint: Checkpoint, name: str, layout: Layout, backend: Backend, quantisation: Quantisation | None
 ) -> Place | None:
-    """None where nothing is to be kept: the cache is switched off, the backend packs nothing worth keeping, or there is no file."""
+    """None where nothing is to be kept: no cache, no file, or a backend that packs nothing worth keeping."""
     cache = weight_cache()
     packing = layout.packing(backend)
     if cache.off or packing is None or not checkpoint.tensors.files:

@@ -17,7 +17,7 @@ from treadle.plan.ir import DType
 
 
 def write_synthetic(model: str, path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
-    """The model that "synthetic:FAMILY:SHAPE:TYPE" describes, written tensor by tensor. Raises as `synthetic_tensors`."""
+    """The model that "synthetic:FAMILY:SHAPE:TYPE" describes, as a file. Raises as `synthetic_tensors`."""
     source = synthetic_tensors(model)
     metadata = dict(source.metadata)
     dtype = model.rpartition(":")[2].removesuffix("_m").upper()

@@ -87,12 +87,12 @@ def synthetic_tensors(model: str) -> SyntheticTensors:
     """
     family, shape_name, dtype = _parts(model)
     shape = SHAPES[shape_name]
-    kind = MIXES.get(dtype, lambda *_: dtype)
+    mix = MIXES.get(dtype)
     matrices, vectors = _tensors(shape)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {name: ("f32", (size,)) for name, size in vectors.items()}
     for name, dims in matrices.items():
         layer, base = (int(name.split(".")[1]), name.split(".")[2]) if name.startswith("blk.") else (-1, name[:-7])
-        tensors[name] = (kind(base, layer, shape.layers, dims[1]), dims)
+        tensors[name] = (mix(base, layer, shape.layers, dims[1]) if mix else dtype, dims)
     return SyntheticTensors(_metadata(family, f"{shape_name} {dtype}", shape), tensors)
 
 
