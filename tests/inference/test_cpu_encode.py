@@ -52,7 +52,8 @@ def test_fixed_rules_are_those_of_gguf(name: str, x: np.ndarray) -> None:
     assert np.array_equal(encode(x, name), gguf.quants.quantize(x, gguf.GGMLQuantizationType[name.upper()]))
 
 
-# Relative RMS error on normal values, and on a mixture with heavy tails; ggml's own searches leave more (README).
+# Relative RMS error on normal values, and on a mixture with heavy tails. On a trained model's matrices the searches of
+# llama.cpp 0.3.36 leave 1.024 (iq4_nl, q4_k) to 1.15 times (q2_k) what these do.
 ERRORS = {
     "iq4_nl": (0.0746, 0.0831),
     "q2_k": (0.2600, 0.2860),
