@@ -216,6 +216,16 @@ def test_bad_values_are_refused_and_leave_nothing(tmp_path: Path, monkeypatch: p
         LLM(model, quantize="q8_0")
 
 
+def test_values_past_the_range_of_f16_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = wide.tensors()
+    large["model.layers.0.mlp.down_proj.weight"][9, 9] = 7e4
+    monkeypatch.setattr(wide, "tensors", lambda: large)
+    model = wide.save(tmp_path / "large")
+    with pytest.raises(InvalidWeights, match=r"blk.0.ffn_down.weight.*row 9: .* too large for f16"):
+        quantize_file(model, tmp_path / "q.gguf", "f16")
+    quantize_file(model, tmp_path / "q.gguf", "bf16")
+
+
 def test_what_gguf_cannot_say_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     for changes, name in (

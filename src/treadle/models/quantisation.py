@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import InvalidWeights
-from treadle.formats.tensors import BLOCK_SIZES, dequantise, quantise
+from treadle.formats.tensors import BLOCK_SIZES, PLAIN_DTYPES, dequantise
 from treadle.models.transforms import FLOATS, Part
 from treadle.plan.ir import DType
 
@@ -83,7 +83,14 @@ class Quantisation:
 
     def _rows(self, values: NDArray[np.float32], dtype: DType) -> Bytes:
         if dtype in FLOATS:
-            return quantise(values, dtype.name.lower()).reshape(len(values), -1)
+            with np.errstate(over="ignore"):
+                floats = values.astype(PLAIN_DTYPES[dtype.name.lower()])
+            bad = ~np.isfinite(floats).all(axis=1)
+            if bad.any():
+                raise InvalidWeights(
+                    f"row {int(bad.argmax())}: values are not finite or too large for {dtype.name.lower()}"
+                )
+            return floats.view(np.uint8)
         return self.encode(values, int(dtype))
 
 
