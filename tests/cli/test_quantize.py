@@ -20,7 +20,7 @@ def test_summary_and_progress(model, tmp_path):
     assert result.returncode == 0
     size = target.stat().st_size
     assert result.stdout.startswith(f"{target}: {size / 1e3:.1f} kB from 2.6 MB; ")
-    assert result.stdout.endswith("tensors: 5 f32, 14 q4_0, 2 q8_0\n")
+    assert result.stdout.endswith("tensors: 5 f32, 14 q4_0, 2 q6_k\n")
     assert result.stderr.startswith(f"{target}: ")
     found = treadle_json("quantize", model, target, "--type", "q8_0", "--force", "--threads", 1)
     assert found["tensor_types"] == {"f32": 5, "q8_0": 16}

@@ -8,7 +8,7 @@ from treadle.cli.options import QUANTISED, positive
 from treadle.cli.pull_command import progress_line
 
 NOTES = """\
-Vectors (norms, biases) become f32. Embedding table and head take q8_0 where TYPE is smaller. Rows that are no whole
+Vectors (norms, biases) become f32. Embedding table and head take q6_k where TYPE is smaller. Rows that are no whole
 number of TYPE's blocks (256 columns for the K types) become q8_0, or stay as they are where even 32 does not divide
 them; the summary counts the tensors of each type."""
 

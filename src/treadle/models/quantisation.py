@@ -25,7 +25,7 @@ FLOAT_TYPES: Final = ("f16", "bf16", "f32")
 """Types that models can be converted to besides."""
 TABLES: Final = ("embedding.table", "lm_head.weight")
 """Weights that errors show in most: kept at TABLE_TYPE where all others go lower."""
-TABLE_TYPE: Final = DType.Q8_0
+TABLE_TYPE: Final = DType.Q6_K
 CHUNK_ELEMENTS: Final = 1 << 21
 """Elements that are f32 at a time: a large table need not fit in memory as such."""
 _FINE: Final = frozenset({DType.Q8_0, DType.Q6_K})
