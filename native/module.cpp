@@ -17,6 +17,7 @@
 #include "gil.hpp"
 #include "inference/program.hpp"
 #include "inference/weights.hpp"
+#include "sampling_arrays.hpp"
 
 namespace nb = nanobind;
 using namespace treadle;
@@ -113,7 +114,9 @@ std::unique_ptr<Program> make_program(std::shared_ptr<ThreadPool> pool, const st
 // Runs a step with the GIL released, so that another thread can cancel it.
 nb::object run_program(Program& program, const Ints& query_lens, const Ints& positions,
                        const Table& page_table, const Ints& state_slots, const Ints& sampled_rows,
-                       bool count) {
+                       const std::optional<SamplingTuple>& sampling, bool count) {
+    std::optional<SamplingView> choices;
+    if (sampling) choices.emplace(*sampling);
     const contract::ExecutionContext context{
         span_of(query_lens),
         span_of(positions),
@@ -121,6 +124,7 @@ nb::object run_program(Program& program, const Ints& query_lens, const Ints& pos
         static_cast<int64_t>(page_table.shape(1)),
         span_of(state_slots),
         span_of(sampled_rows),
+        choices ? &choices->sampling : nullptr,
     };
     std::optional<Counters> counters;
     if (count) counters.emplace();
@@ -186,6 +190,25 @@ int64_t encode(ThreadPool& pool, const std::string& isa, const ReadOnlyValues& v
     return failed == rows ? -1 : failed.load();
 }
 
+// What a step does with its sampled rows, for rows of values [rows, columns] that lie in memory already.
+void choose(const std::string& isa, const Rows<const float>& values, const SamplingTuple& arrays) {
+    const SamplingView view(arrays);
+    const Kernels& kernels = kernels_named(isa);
+    const auto rows = static_cast<int64_t>(values.shape(0)), cols = static_cast<int64_t>(values.shape(1));
+    if (cols < 1 || cols > compute::kMassCols)
+        throw StepError("sampling: " + std::to_string(cols) + " columns");
+    check_sampling(view.sampling, rows, cols);
+    const nb::gil_scoped_release released;
+    const std::align_val_t align{compute::kAlign};
+    auto* scratch = static_cast<std::byte*>(
+        ::operator new(static_cast<size_t>(compute::choose_scratch_bytes(cols)), align));
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* x = values.data() + row * cols;
+        choose_row(kernels, view.sampling, row, x, cols, kernels.best(x, cols), scratch);
+    }
+    ::operator delete(scratch, align);
+}
+
 nb::dict abi() {
     nb::dict out;
     for (const contract::ParamLayout& layout : contract::param_layouts()) {
@@ -226,6 +249,18 @@ NB_MODULE(_native, m) {
 
     nb::module_::import_("atexit").attr("register")(nb::cpp_function([] { gil_gate().close(); }));
 
+    m.def(
+        "sampled_row",
+        [] {
+            nb::dict fields;
+            for (const contract::SampledRowField& field : contract::kSampledRow)
+                fields[field.name] = field.offset;
+            return nb::make_tuple(fields, sizeof(contract::SampledRow));
+        },
+        "Layout of a sampled row's record: ({field: offset}, bytes).");
+    m.def("choose", &choose, nb::arg("isa"), nb::arg("values"), nb::arg("sampling"),
+          "Chooses from rows of values [rows, columns] as a step does from its own; see "
+          "treadle.inference.sampling.");
     m.def("abi", &abi, "Parameter layouts: {'opcode.version': [(field, type code, offset), ...]}.");
     m.def(
         "claimed_opcodes",
@@ -315,7 +350,8 @@ NB_MODULE(_native, m) {
             },
             nb::arg("address"), nb::arg("nbytes"))
         .def("run", &run_program, nb::arg("query_lens"), nb::arg("positions"), nb::arg("page_table"),
-             nb::arg("state_slots"), nb::arg("sampled_rows"), nb::arg("count") = false,
+             nb::arg("state_slots"), nb::arg("sampled_rows"), nb::arg("sampling").none() = nb::none(),
+             nb::arg("count") = false,
              "Runs one step; None if it was cancelled, True, or (dispatches, launches, planned bytes) if "
              "counting.")
         .def("cancel", &Program::cancel);

@@ -152,6 +152,19 @@ struct ActivationParams {
 
 enum class RopeStyle : uint8_t { halves, pairs };  // rotates (x[i], x[i + half]) or (x[2i], x[2i + 1])
 
+// The largest of a row, or its first NaN where there is one; of equals the first.
+struct Best {
+    float value;
+    int64_t col;
+};
+
+// Weights are e^(value) in [0, 1]. Sums of them are integers: each counts as round(weight * 2^kMassBits), ties to even, so
+// that a sum depends on no order. kMassCols of them fit in 63 bits.
+inline constexpr int kMassBits = 40;
+inline constexpr int64_t kMassBlock = 256;
+inline constexpr int64_t kMassCols = int64_t{1} << 22;
+inline constexpr int64_t kMaximaBlock = 64;
+
 struct Kernels {
     const char* name;
 
@@ -192,6 +205,16 @@ struct Kernels {
                        float* y);                                      // y = a + scale * b
     void (*scale)(const float* x, float factor, int64_t n, float* y);  // y = factor * x
     void (*softcap)(const float* x, float cap, int64_t n, float* y);   // y = cap * tanh(x / cap)
+
+    Best (*best)(const float* x, int64_t n);  // n in [1, kMassCols]
+    // y[i] = e^((x[i] - largest) * inverse), no x[i] being NaN or greater than the finite `largest`; masses[b]: the sum of
+    // y in block b of kMassBlock. y may be x.
+    void (*weigh)(const float* x, float largest, float inverse, int64_t n, float* y, int64_t* masses);
+    void (*maxima)(const float* x, int64_t n, float* y);  // y[b]: the largest in block b of kMaximaBlock
+    // Columns with x >= least, ascending, to cols[n]; returns how many. No x is NaN.
+    int64_t (*columns_from)(const float* x, float least, int64_t n, int32_t* cols);
+    // How many columns lie before `col` when they are ordered by value, largest first, equals by column.
+    int64_t (*rank)(const float* x, int64_t col, int64_t n);
 
     // Writes one position of kv heads [head0, head1). k [kv.heads, key_dim], v [kv.heads, value_dim]: the whole row.
     void (*kv_write)(const KvLayout& kv, std::byte* page, int64_t position_in_page, int64_t head0,

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include "contract/sampling.hpp"
+
 namespace treadle::contract {
 
 enum class Opcode : uint8_t {
@@ -64,6 +66,7 @@ struct ExecutionContext {
     int64_t pages;
     std::span<const int32_t> state_slots;
     std::span<const int32_t> sampled_rows;
+    const Sampling* sampling = nullptr;  // null: the sampled rows' values are all that is wanted
 };
 
 }  // namespace treadle::contract

@@ -95,6 +95,7 @@ Step Program::prepare(const contract::ExecutionContext& c) {
     step.page_table = c.page_table.data();
     step.state_slots = c.state_slots.data();
     step.sampled_rows = c.sampled_rows.data();
+    step.sampling = c.sampling;
     step.row_slot = row_slot_.data();
     step.row_position = row_position_.data();
     step.blocks = blocks_;

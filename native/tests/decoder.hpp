@@ -224,7 +224,12 @@ struct Runner {
                 sampled.push_back(static_cast<int32_t>(rows++));
             }
         }
-        finished = program.run({query, positions, table, 40, slots, sampled}, &counters);
+        chosen.assign(sampled.size(), -1);
+        best.assign(sampled.size(), 0.0f);
+        const contract::Sampling sampling{asked, edits,   chosen.data(), best.data(),
+                                          0,     nullptr, nullptr,       nullptr};
+        finished = program.run(
+            {query, positions, table, 40, slots, sampled, asked.empty() ? nullptr : &sampling}, &counters);
         return {memory.logits(), memory.logits() + rows * model.shape().vocab};
     }
 
@@ -234,6 +239,12 @@ struct Runner {
     Buffer workspace;
     Counters counters;
     bool finished = true;
+
+    // What is asked of every sampled row; `step` fills `chosen` and `best` where there is something.
+    std::vector<contract::SampledRow> asked;
+    std::vector<contract::RowEdits> edits;
+    std::vector<int32_t> chosen;
+    std::vector<float> best;
 };
 
 }  // namespace treadle::test

@@ -94,6 +94,39 @@ void test_long() {
     }
 }
 
+// Greedy rows are the first largest logit, whether the logits are written or not; draws depend on the row alone.
+void test_choices(int64_t rows) {
+    Model model(kShape, DType::q8_0);
+    const std::vector<int32_t> ids = text(rows, 4);
+    std::vector<std::vector<int32_t>> drawn;
+    for (const int threads : {1, 2, 3}) {
+        for (const bool fused : {false, true}) {
+            Runner runner(model, threads, fused, false);
+            const std::vector<float> expected = runner.step({{0, 0, ids}});
+            contract::SampledRow row{.top_p = 1.0, .repetition_penalty = 1.0f, .logprobs = -1, .chooses = 1};
+            runner.asked.assign(static_cast<size_t>(rows), row);
+            runner.step({{0, 0, ids}});
+            for (int64_t r = 0; r < rows; ++r) {
+                const auto first = expected.begin() + r * kVocab;
+                const auto largest = std::max_element(first, first + kVocab);
+                CHECK(runner.chosen[r] == largest - first && runner.best[r] == *largest);
+            }
+            const std::vector<int32_t> greedy = runner.chosen;
+            for (int64_t r = 0; r < rows; ++r) {
+                runner.asked[r].temperature = 2.0f;
+                runner.asked[r].top_p = r % 2 ? 0.9 : 1.0;
+                runner.asked[r].position = static_cast<uint64_t>(r);
+            }
+            runner.edits = {{.row = rows - 1, .forbidden = {greedy.data() + rows - 1, 1}}};
+            CHECK(same(expected, runner.step({{0, 0, ids}})));
+            CHECK(runner.chosen[rows - 1] != greedy[rows - 1]);
+            CHECK(rows < 4 || runner.chosen != greedy);
+            drawn.push_back(runner.chosen);
+            CHECK(drawn.back() == drawn.front());
+        }
+    }
+}
+
 template <typename F>
 bool refuses(F&& call) {
     try {
@@ -115,6 +148,14 @@ void test_refusals() {
     CHECK(refuses([&] { runner.step({{0, 320, {1}}}); }));  // its page is -1
     CHECK(refuses([&] { runner.step({{7, 639, {1, 2}}}); }));
     CHECK(!refuses([&] { runner.step({{0, 0, {1}}}); }));
+    const auto outside = static_cast<int32_t>(kVocab);
+    runner.asked.resize(1);
+    CHECK(!refuses([&] { runner.step({{0, 0, {1}}}); }));
+    CHECK(refuses([&] { runner.step({{0, 0, {1, 2}}}); }));  // one record for two rows
+    runner.edits = {{.row = 0, .forbidden = {&outside, 1}}};
+    CHECK(refuses([&] { runner.step({{0, 0, {1}}}); }));
+    runner.edits = {{.row = 1}};
+    CHECK(refuses([&] { runner.step({{0, 0, {1}}}); }));
 }
 
 void test_bind_errors() {
@@ -166,6 +207,7 @@ int main() {
     test_bits(DType::f32);
     test_bits(DType::q8_0);
     test_long();
+    for (const int64_t rows : {1, 5, 40, 100}) test_choices(rows);
     test_refusals();
     test_bind_errors();
     test_cancel();

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from treadle.errors import Cancelled
+from treadle.inference.backends.reference import choose
 from treadle.inference.core import EngineCore
 from treadle.inference.memory import allocate
+from treadle.inference.sampling import Sampling
 from treadle.inference.state import StatePool
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import Lifecycle, StateDescriptor
@@ -60,7 +62,7 @@ class HistoryRunner:
         self._pages = states[0]
         self._sums = states.get(1)
 
-    def run(self, context: ExecutionContext) -> tuple[np.ndarray]:
+    def run(self, context: ExecutionContext, sampling: Sampling) -> tuple[np.ndarray]:
         context.check()
         self.steps.append((context.batch_size, context.rows))
         self._cancelled.clear()
@@ -87,6 +89,7 @@ class HistoryRunner:
         for k, r in enumerate(context.sampled_rows):
             if self.poison and tuple(rows[r][: len(self.poison)]) == self.poison:
                 out[k, 3] = np.nan
+        choose(out, sampling)
         return (out,)
 
     def cancel(self) -> None:

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from treadle import LLM, SamplingParams
+from treadle import LLM, SamplingParams, _native
+from treadle.compute import reference
 from treadle.plan.context import Counters
 
 LENGTH = 130
@@ -55,6 +56,34 @@ def test_a_seeded_request_gives_the_same_tokens_in_any_company(tiny_gguf, numeri
         among = llm.generate([*prompts, {"prompt_token_ids": ids(1, 50)}], [others] * 8 + [chosen])[-1].outputs[0]
     assert among.token_ids == alone.token_ids
     assert among.logprobs == alone.logprobs  # to the last bit
+
+
+@pytest.mark.parametrize("isa", _native.supported_isas())
+def test_tokens_are_those_that_the_definition_chooses_from_the_logits(tiny_gguf, monkeypatch, isa):
+    """Greedy and drawn, on every ISA, alone and in company, with 1, 2 and 3 threads."""
+    monkeypatch.setattr(_native, "default_isa", lambda: isa)
+    prompt, others = ids(1, 20), [ids(i, 8 + 5 * i) for i in range(2, 8)]
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    drawn = SamplingParams(temperature=0.9, top_p=0.95, top_k=200, seed=3, max_tokens=24, ignore_eos=True)
+    biased = SamplingParams(temperature=0, logit_bias={17: 3.0}, presence_penalty=1.0, max_tokens=24, ignore_eos=True)
+    found = set()
+    for threads in (1, 2, 3):
+        with make_llm(tiny_gguf("llama", "Q4_1"), threads=threads) as llm:
+            assert llm.info.isa == isa
+            for company in ([], [greedy] * 6, [drawn, greedy] * 3):
+                prompts = [{"prompt_token_ids": each} for each in [prompt] * 3 + others[: len(company)]]
+                outputs = llm.generate(prompts, [greedy, drawn, biased, *company])
+                found.add(tuple(tuple(output.outputs[0].token_ids) for output in outputs[:3]))
+            (tokens,) = found
+            for i, params in enumerate((greedy, drawn)):
+                rows = llm.logits([*prompt, *tokens[i][:-1]])[len(prompt) - 1 :]
+                for position, (row, token) in enumerate(zip(rows, tokens[i], strict=True)):
+                    if params.greedy:
+                        assert token == row.argmax()
+                    else:
+                        bits = reference.random_bits(3, 0, position)
+                        assert token == reference.draw(row, bits, 0.9, top_k=200, top_p=0.95)
+    assert len(set(tokens)) == 3
 
 
 def test_preemption_changes_no_bit(tiny_gguf):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.inference.history import VOCAB, Letters, finish, fixed, logits_of, make_core, paged
 
+from treadle.compute.reference import random_bits
 from treadle.errors import Cancelled, InvalidRequest, NonFiniteLogits, PromptTooLong
 from treadle.inference.request import SamplingParams
-from treadle.inference.sampling import uniform
 from treadle.inference.sinks import AllLogits
 
 
@@ -128,7 +128,7 @@ def test_a_sampled_token_is_where_the_seeds_number_falls():
     for i in range(5):
         weights = np.exp(logits_of([9, *request.output_token_ids[:i]]).astype(np.float64))
         mass = np.cumsum(weights / weights.sum())
-        assert request.output_token_ids[i] == np.searchsorted(mass, uniform(123, 0, i), side="right")
+        assert request.output_token_ids[i] == np.searchsorted(mass, random_bits(123, 0, i) / 2.0**64, side="right")
 
 
 def test_penalties_see_prompt_and_output():
@@ -264,6 +264,7 @@ def test_one_requests_error_does_not_touch_the_others():
     bad, good = core.add([8, 8, 8], params())[0], core.add([8, 8, 9], params())[0]
     finish(core)
     assert isinstance(bad.error, NonFiniteLogits) and bad.finish_reason.value == "error"
+    assert str(bad.error) == f"request {bad.id}: logit of token 3 is nan"
     assert good.error is None and good.output_token_ids == greedy([8, 8, 9], 8)
 
 

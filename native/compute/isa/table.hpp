@@ -25,6 +25,12 @@ void add_scaled(const float* a, const float* b, float factor, int64_t n, float* 
 void scale(const float* x, float factor, int64_t n, float* y);
 void softcap(const float* x, float cap, int64_t n, float* y);
 
+Best best(const float* x, int64_t n);
+void weigh(const float* x, float largest, float inverse, int64_t n, float* y, int64_t* masses);
+void maxima(const float* x, int64_t n, float* y);
+int64_t columns_from(const float* x, float least, int64_t n, int32_t* cols);
+int64_t rank(const float* x, int64_t col, int64_t n);
+
 void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int64_t head0, int64_t head1,
               const float* k, const float* v);
 void attend(const Attention& a, const AttendRows& r, int64_t kv_head, std::byte* scratch);

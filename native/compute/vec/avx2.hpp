@@ -32,6 +32,8 @@ TREADLE_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 TREADLE_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
 TREADLE_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
 TREADLE_INLINE M less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+TREADLE_INLINE M unordered(F a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+TREADLE_INLINE uint32_t bits(M m) { return static_cast<uint32_t>(_mm256_movemask_ps(m)); }
 TREADLE_INLINE F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, m); }
 TREADLE_INLINE F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 TREADLE_INLINE F with_sign(F magnitude, F sign) {

@@ -37,7 +37,9 @@ TREADLE_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 TREADLE_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }  // a > b ? a : b
 TREADLE_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }  // a < b ? a : b
 TREADLE_INLINE M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-TREADLE_INLINE F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }  // m ? a : b
+TREADLE_INLINE M unordered(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }  // where a is NaN
+TREADLE_INLINE uint32_t bits(M m) { return m; }                                     // bit i: lane i
+TREADLE_INLINE F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }    // m ? a : b
 TREADLE_INLINE F abs(F a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
 TREADLE_INLINE F with_sign(F magnitude, F sign) {
     return _mm512_or_ps(magnitude, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign));

@@ -32,6 +32,11 @@ TREADLE_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
 TREADLE_INLINE F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 TREADLE_INLINE F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 TREADLE_INLINE M less(F a, F b) { return vcltq_f32(a, b); }
+TREADLE_INLINE M unordered(F a) { return vmvnq_u32(vceqq_f32(a, a)); }
+TREADLE_INLINE uint32_t bits(M m) {
+    const uint32_t place[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(m, vld1q_u32(place)));
+}
 TREADLE_INLINE F select(M m, F a, F b) { return vbslq_f32(m, a, b); }
 TREADLE_INLINE F abs(F a) { return vabsq_f32(a); }
 TREADLE_INLINE F with_sign(F magnitude, F sign) {

@@ -55,6 +55,12 @@ TREADLE_INLINE F fma(F a, F b, F c) { TREADLE_EACH(F, __builtin_fmaf(a.v[i], b.v
 TREADLE_INLINE F max(F a, F b) { TREADLE_EACH(F, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 TREADLE_INLINE F min(F a, F b) { TREADLE_EACH(F, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 TREADLE_INLINE M less(F a, F b) { TREADLE_EACH(M, a.v[i] < b.v[i]); }
+TREADLE_INLINE M unordered(F a) { TREADLE_EACH(M, a.v[i] != a.v[i]); }
+TREADLE_INLINE uint32_t bits(M m) {
+    uint32_t r = 0;
+    for (int i = 0; i < kLanes; ++i) r |= static_cast<uint32_t>(m.v[i]) << i;
+    return r;
+}
 TREADLE_INLINE F select(M m, F a, F b) { TREADLE_EACH(F, m.v[i] ? a.v[i] : b.v[i]); }
 TREADLE_INLINE F abs(F a) { TREADLE_EACH(F, bits_to_float(float_to_bits(a.v[i]) & 0x7fffffffu)); }
 TREADLE_INLINE F with_sign(F magnitude, F sign) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from treadle.errors import Cancelled, InvalidRequest, NonFiniteLogits, PromptTooLong
 from treadle.inference.batch import StepArrays
 from treadle.inference.request import FinishReason, Logprob, Request, RequestMetrics, SamplingParams
-from treadle.inference.sampling import sample, top_logprobs
+from treadle.inference.sampling import Sampling, SamplingArrays
 from treadle.inference.scheduler import Scheduled, Scheduler
 from treadle.inference.sinks import LogitSink
 from treadle.inference.state import StatePool
@@ -39,7 +40,7 @@ class Runner(Protocol):
 
     @property
     def limits(self) -> StepLimits: ...
-    def run(self, context: ExecutionContext) -> tuple[F32, ...]: ...
+    def run(self, context: ExecutionContext, sampling: Sampling) -> tuple[F32, ...]: ...
     def cancel(self) -> None: ...
 
 
@@ -96,6 +97,7 @@ class EngineCore:
         self._codec = codec
         self._clock = clock
         self._arrays = StepArrays(limits, pool.table)
+        self._sampling = SamplingArrays(limits)
         self._next_id = 0
 
     # --- requests --------------------------------------------------------------------------------------------
@@ -174,51 +176,48 @@ class EngineCore:
         if not step:
             return []
         context = self._arrays.fill(step, self.counters)
+        sampling = self._sampling.fill(step)
         started = self._clock()
         try:
-            (logits,) = self._runner.run(context)
+            (logits,) = self._runner.run(context, sampling)
         except Cancelled:
             if self.pool.has_fixed:  # it may have moved on; paged state is only written behind what is committed
                 self.scheduler.restart([share.request for share in step])
             raise
         now = self._clock()
-        self._postprocess(step, logits, began, now)
+        self._postprocess(step, logits, sampling, began, now)
         self._record(step, began, self._clock(), now - started)
         return [share.request for share in step]
 
-    def _postprocess(self, step: list[Scheduled], logits: F32, began: float, now: float) -> None:
+    def _postprocess(self, step: list[Scheduled], logits: F32, sampling: Sampling, began: float, now: float) -> None:
         row = 0
-        for share in step:
-            request = share.request
+        chosen, best = sampling.chosen.tolist(), sampling.best.tolist()
+        for request, rows, sampled in step:
             if request.metrics.first_scheduled_s is None:
                 request.metrics.first_scheduled_s = began
-            begin = request.computed
-            request.computed = begin + share.rows
+            request.computed += rows
             self.pool.commit(request.slot, request.computed)
             if request.sink is not None:
-                if share.sampled:
-                    request.sink.take(request.computed - share.sampled, logits[row : row + share.sampled])
+                if sampled:
+                    request.sink.take(request.computed - sampled, logits[row : row + sampled])
                 if not request.pending:
                     self._finish(request, FinishReason.LENGTH, None, now)
-            elif share.sampled:
-                self._advance(request, logits[row], now)
-            row += share.sampled
+            elif sampled and math.isfinite(best[row]):
+                if request.logprobs is not None:
+                    self._add_logprobs(request, sampling, row)
+                self._advance(request, chosen[row], now)
+            elif sampled:
+                request.error = NonFiniteLogits(f"request {request.id}: logit of token {chosen[row]} is {best[row]}")
+                self._finish(request, FinishReason.ERROR, None, now)
+            row += sampled
 
-    def _advance(self, request: Request, row: F32, now: float) -> None:
-        """Chooses the next token from its logits [vocab] and decides whether it is the last."""
-        try:
-            token = sample(row, request)
-        except NonFiniteLogits as error:
-            request.error = error
-            self._finish(request, FinishReason.ERROR, None, now)
-            return
+    def _advance(self, request: Request, token: int, now: float) -> None:
+        """Takes the token that was chosen and decides whether it is the last."""
         if request.metrics.first_token_s is None:
             request.metrics.first_token_s = now
-        if request.logprobs is not None:
-            self._add_logprobs(request, row, token)
         request.token_ids.append(token)
-        if request.output_counts is not None:
-            request.output_counts.add(token)
+        if request.edits is not None and request.edits.seen is not None:
+            request.edits.seen.add(token)
         if token in request.stop_ids:
             reason = token if token in (request.params.stop_token_ids or ()) else None
             self._finish(request, FinishReason.STOP, reason, now)
@@ -238,12 +237,15 @@ class EngineCore:
         request.finish_reason, request.stop_reason = reason, stop_reason
         request.metrics.finished_s = now
 
-    def _add_logprobs(self, request: Request, row: F32, token: int) -> None:
-        assert request.logprobs is not None
+    def _add_logprobs(self, request: Request, sampling: Sampling, row: int) -> None:
+        assert request.logprobs is not None and request.params.logprobs is not None
         text = (lambda i: "") if self._codec is None else self._codec.token_text
-        found = top_logprobs(row, token, request.params.logprobs or 0)
+        count = 1 + min(request.params.logprobs, self.vocab_size)
+        ids, ranks = sampling.listed_ids[row, :count].tolist(), sampling.listed_ranks[row, :count].tolist()
+        values = sampling.listed_logprobs[row, :count].tolist()
+        found = zip(ids, values, ranks, strict=True)
         request.logprobs.append({i: Logprob(value, rank, text(i)) for i, value, rank in found})
-        request.cumulative_logprob += found[0][1]
+        request.cumulative_logprob += values[0]
 
     def _record(self, step: list[Scheduled], began: float, ended: float, run_s: float) -> None:
         slots, rows = len(step), sum(share.rows for share in step)

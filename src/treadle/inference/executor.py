@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from treadle.errors import InvalidBatchSize, InvalidPlan, UnsupportedBatchSize
 from treadle.inference.backends.base import Backend, BoundProgram, LinkRequest
 from treadle.inference.memory import allocate
+from treadle.inference.sampling import Sampling
 from treadle.inference.weight_cache import Place, packing_name
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import CompiledPlan, DType, ModelPlans, Stage, StateDescriptor, WeightBinding
@@ -153,8 +154,8 @@ class Executor:
         self._by_stage = _by_stage(layout.programs, bound)
         self._programs = tuple(bound)
 
-    def run(self, context: ExecutionContext) -> tuple[NDArray[np.float32], ...]:
-        """One step through the program of the context's stage. Outputs hold until the next run.
+    def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[NDArray[np.float32], ...]:
+        """One step through the program of the context's stage; see `BoundProgram.run`.
 
         Raises InvalidBatchSize, UnsupportedBatchSize, Cancelled.
         """
@@ -167,7 +168,7 @@ class Executor:
                 f"step of {batch} slots, {rows} rows, {sampled} sampled rows; bound for at most "
                 f"{limits.max_batch}, {limits.max_rows}, {limits.max_sampled}"
             )
-        return self._by_stage[context.mode].run(context)
+        return self._by_stage[context.mode].run(context, sampling)
 
     def cancel(self) -> None:
         """From another thread: ends the running step soon; its `run` raises Cancelled."""

@@ -9,10 +9,9 @@ from enum import Enum
 from typing import Any, Final
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from treadle.errors import InvalidRequest, TreadleError
+from treadle.inference.edits import LogitEdits, SeenTokens
 from treadle.inference.sinks import LogitSink
 from treadle.inference.text import OutputText
 
@@ -163,39 +162,6 @@ class RequestStatus(Enum):
     FINISHED = "finished"
 
 
-class TokenCounts:
-    """Distinct tokens of a growing sequence with their counts, as arrays: O(1) to add to, O(distinct) to use."""
-
-    __slots__ = ("_counts", "_ids", "_position", "size")
-
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self._position: dict[int, int] = {}
-        self._ids = np.zeros(64, dtype=np.int64)
-        self._counts = np.zeros(64, dtype=np.float32)
-        self.size = 0
-        for token in tokens:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        at = self._position.get(token)
-        if at is None:
-            at = self._position[token] = self.size
-            if at == len(self._ids):
-                self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-            self._ids[at] = token
-            self.size += 1
-        self._counts[at] += 1
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        return self._ids[: self.size]
-
-    @property
-    def counts(self) -> NDArray[np.float32]:
-        return self._counts[: self.size]
-
-
 class RequestMetrics(msgspec.Struct):
     """Seconds on the monotonic clock, None where not reached."""
 
@@ -256,8 +222,8 @@ class Request:
     """Leading tokens whose state is in the slot."""
     token_ids: list[int] = field(default_factory=list)
     """Prompt and output."""
-    prompt_counts: TokenCounts | None = None
-    output_counts: TokenCounts | None = None
+    edits: LogitEdits | None = None
+    """None where its logits are taken as they are."""
     output: OutputText | None = None
     """None where no text is made of the tokens."""
     logprobs: list[dict[int, Logprob]] | None = None
@@ -268,9 +234,10 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
-        if self.params.penalises:
-            self.prompt_counts = TokenCounts(self.prompt_token_ids)
-            self.output_counts = TokenCounts()
+        params = self.params
+        if params.changes_logits:
+            seen = SeenTokens(self.prompt_token_ids) if params.penalises else None
+            self.edits = LogitEdits(params.logit_bias or {}, self.stop_ids, params.min_tokens, seen)
         if self.params.logprobs is not None:
             self.logprobs = []
 

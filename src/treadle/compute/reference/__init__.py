@@ -27,12 +27,14 @@ from treadle.compute.reference.attention import (
 from treadle.compute.reference.linear import embedding, linear, lm_head, residual_add
 from treadle.compute.reference.mlp import clamped_gate, swiglu
 from treadle.compute.reference.norm import layernorm, layernorm_per_head, rmsnorm
+from treadle.compute.reference.sampling import draw, log_probabilities, penalised, random_bits
 
 __all__ = [
     "BLOCK_Q8_0",
     "alibi_bias",
     "attention",
     "clamped_gate",
+    "draw",
     "embedding",
     "from_q8_0",
     "gate_output",
@@ -43,6 +45,9 @@ __all__ = [
     "layernorm_per_head",
     "linear",
     "lm_head",
+    "log_probabilities",
+    "penalised",
+    "random_bits",
     "relu",
     "relu2",
     "residual_add",

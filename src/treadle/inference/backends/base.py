@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.inference.sampling import Sampling
 from treadle.plan.adapters import AdapterTable
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import CompiledPlan, DType, RegisterSpec, WeightBinding
@@ -39,9 +40,10 @@ class LinkRequest:
 class BoundProgram(Protocol):
     """A plan with every operand resolved."""
 
-    def run(self, context: ExecutionContext) -> tuple[F32, ...]:
-        """One step. Returns the plan's outputs, views that hold until the next run.
+    def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[F32, ...]:
+        """One step. Returns the plan's outputs, views that hold until the next run; fills in the answers of `sampling`.
 
+        With a sampling in which every row only wants its largest value the outputs may be left unwritten.
         Raises Cancelled after `cancel`; state of the step's rows is then undefined, all else untouched.
         """
         ...

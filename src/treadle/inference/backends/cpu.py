@@ -14,6 +14,7 @@ from treadle.errors import BackendUnavailable, Cancelled, InvalidRequest, Invali
 from treadle.inference.backends.base import BoundProgram, LinkRequest
 from treadle.inference.backends.cpu_count import default_threads
 from treadle.inference.backends.cpu_lowering import FUSIONS, Lowered, lower
+from treadle.inference.sampling import Sampling, check_record
 from treadle.plan.adapters import AdapterCapability, AdapterTable
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import (
@@ -40,6 +41,7 @@ _VECTOR_TYPES: Final[Mapping[DType, Any]] = {
 _MATRIX_TYPES: Final = frozenset(dtype for dtype in DType if _native.packable(int(dtype), 256))
 
 check_abi(_native.abi())
+check_record(*_native.sampled_row())
 
 TABLE: Final[AdapterTable[int]] = AdapterTable(
     "cpu",
@@ -197,7 +199,7 @@ class CpuProgram:
         width = int(np.prod(spec.shape[1:], dtype=np.int64))
         return buffer[: rows * width].reshape(rows, *spec.shape[1:]), Symbol(spec.shape[0])
 
-    def run(self, context: ExecutionContext) -> tuple[NDArray[np.float32], ...]:
+    def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[NDArray[np.float32], ...]:
         """Runs a step. Raises InvalidBatchSize (before anything runs), Cancelled, and BackendUnavailable in a process
         that was forked after the model was loaded."""
         for register, value in zip(self._inputs, context.inputs, strict=True):
@@ -209,6 +211,7 @@ class CpuProgram:
             np.ascontiguousarray(context.page_table),
             context.state_slots,
             context.sampled_rows,
+            None if sampling is None else sampling.arrays(),
             counters is not None,
         )
         if result is None:

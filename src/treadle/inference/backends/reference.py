@@ -6,7 +6,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from treadle.compute import reference as ops
 from treadle.errors import Cancelled
 from treadle.inference.backends.base import F32, Bytes, LinkRequest
+from treadle.inference.edits import RowEdits
 from treadle.inference.memory import aligned
+from treadle.inference.sampling import Sampling
 from treadle.plan.adapters import AdapterCapability, AdapterTable, BatchSupport
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import (
@@ -269,6 +271,40 @@ CLAIMED: Final = frozenset(
 assert TABLE.claimed() == CLAIMED, "the reference table is incomplete"
 
 
+def choose(logits: F32, sampling: Sampling) -> None:
+    """Fills in the answers that `sampling` asks of logits [sampled, columns]."""
+    edits = {edit.row: edit for edit in sampling.edits}
+    for i, record in enumerate(sampling.rows):
+        if record["chooses"]:
+            _choose_row(logits[i], i, record, edits.get(i), sampling)
+
+
+def _choose_row(row: F32, i: int, record: Any, edit: RowEdits | None, sampling: Sampling) -> None:
+    edited = row if edit is None or not np.isfinite(row.max()) else _edited(row, record, edit)
+    best = int(edited.argmax())  # the first NaN where there is one
+    sampling.best[i], sampling.chosen[i] = edited[best], best
+    if not np.isfinite(edited[best]):
+        return
+    if record["temperature"] > 0:
+        random = ops.random_bits(int(record["seed"]), int(record["stream"]), int(record["position"]))
+        bounds = int(record["top_k"]), float(record["top_p"]), float(record["min_p"])
+        sampling.chosen[i] = ops.draw(edited, random, float(record["temperature"]), *bounds)
+    if record["logprobs"] >= 0:
+        found = ops.log_probabilities(row, int(sampling.chosen[i]), int(record["logprobs"]))
+        for k, (column, value, rank) in enumerate(found):
+            sampling.listed_ids[i, k], sampling.listed_ranks[i, k] = column, rank
+            sampling.listed_logprobs[i, k] = value
+
+
+def _edited(row: F32, record: Any, edit: RowEdits) -> F32:
+    row = row.copy()
+    row[edit.bias_ids] += edit.bias
+    row[edit.forbidden] = -np.inf
+    penalties = (float(record[f"{name}_penalty"]) for name in ("repetition", "frequency", "presence"))
+    row[edit.seen] = ops.penalised(row[edit.seen], edit.counts, *penalties)
+    return row
+
+
 class ReferenceProgram:
     """A plan as a list of bound instructions, run one after another."""
 
@@ -284,7 +320,7 @@ class ReferenceProgram:
         self._cancelled = threading.Event()
         self._running = False
 
-    def run(self, context: ExecutionContext) -> tuple[F32, ...]:
+    def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[F32, ...]:
         """One step; see `BoundProgram.run`. Raises InvalidBatchSize, Cancelled."""
         context.check()
         rows = context.rows
@@ -304,7 +340,10 @@ class ReferenceProgram:
                 _count(op, step)
         finally:
             self._running = False
-        return tuple(cast(F32, register.view(step.sizes)) for register in self._outputs)
+        outputs = tuple(cast(F32, register.view(step.sizes)) for register in self._outputs)
+        if sampling is not None:
+            choose(outputs[0], sampling)
+        return outputs
 
     def cancel(self) -> None:
         if self._running:
