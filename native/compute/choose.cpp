@@ -84,14 +84,12 @@ struct Kept {
     bool whole;
 };
 
-// Drops weights below `least`.
+// Drops weights below `least`; leaves kept.total as it was.
 void keep_from(const Kernels& kernels, float least, Kept& kept, Scratch& s) {
     int64_t count = 0;
-    kept.total = 0;
     const auto keep = [&](float weight, int32_t column) {
         s.weights[count] = weight;
         s.columns[count++] = column;
-        kept.total += mass_of(weight);
     };
     if (kept.whole) {
         const int64_t found = kernels.columns_from(s.weights, least, kept.count, s.columns);
@@ -111,20 +109,24 @@ struct Edge {
     int64_t total = 0;  // mass of these
 };
 
-// The fewest largest weights whose mass reaches `needed` > 0: the weight's bits are found ten at a time, from histograms of
-// mass over them. Bits of floats in [0, 1] are 30 and ascend with the float.
-Edge top_mass(const float* weights, int64_t count, int64_t needed, int64_t* bins) {
+// The fewest largest weights whose mass reaches `needed` > 0: the last one's bits are found ten at a time, from histograms
+// of mass over them. Bits of floats in [0, 1] are 30 and ascend with the float.
+Edge top_mass(const Kept& kept, int64_t needed, const Scratch& s) {
+    const float* weights = s.weights;
+    int64_t count = kept.count, above = 0;
     uint32_t prefix = 0;
-    int64_t above = 0;
     for (int shift = 2 * kBinBits; shift >= 0; shift -= kBinBits) {
-        std::fill_n(bins, kBins, 0);
-        for (int64_t i = 0; i < count; ++i) {
-            const uint32_t code = std::bit_cast<uint32_t>(weights[i]) >> shift;
-            if (code >> kBinBits == prefix) bins[code % kBins] += mass_of(weights[i]);
-        }
+        std::fill_n(s.bins, kBins, 0);
+        const auto code = [&](float weight) { return std::bit_cast<uint32_t>(weight) >> shift; };
+        for (int64_t i = 0; i < count; ++i) s.bins[code(weights[i]) % kBins] += mass_of(weights[i]);
         int64_t bin = kBins - 1;
-        while (above + bins[bin] < needed) above += bins[bin--];
+        while (above + s.bins[bin] < needed) above += s.bins[bin--];
         prefix = prefix << kBinBits | static_cast<uint32_t>(bin);
+        int64_t left = 0;
+        for (int64_t i = 0; i < count; ++i)
+            if (code(weights[i]) == prefix) s.values[left++] = weights[i];
+        count = left;
+        weights = s.values;
     }
     const float weight = std::bit_cast<float>(prefix);
     const int64_t each = mass_of(weight), equal = (needed - above + each - 1) / each;
@@ -143,7 +145,7 @@ Edge keep_top(const Kernels& kernels, double p, Kept& kept, Scratch& s) {
     const double spare = static_cast<double>(kept.total - needed) / static_cast<double>(kept.count) - 1.0;
     const float least = std::max(kLeastWeight, std::nextafter(static_cast<float>(spare) / kUnit, 0.0f));
     keep_from(kernels, least, kept, s);
-    const Edge edge = top_mass(s.weights, kept.count, needed, s.bins);
+    const Edge edge = top_mass(kept, needed, s);
     kept.total = edge.total;
     return edge;
 }
@@ -178,7 +180,11 @@ int64_t draw(const Kernels& kernels, const float* x, int64_t cols, float largest
     }
     kernels.weigh(x, largest, 1.0f / draw.temperature, kept.count, s.weights, s.masses);
     kept.total = sum(s.masses, blocks(kept.count, kMassBlock));
-    if (draw.min_p > 0.0f) keep_from(kernels, draw.min_p, kept, s);
+    if (draw.min_p > 0.0f) {
+        keep_from(kernels, draw.min_p, kept, s);
+        kept.total = 0;
+        for (int64_t i = 0; i < kept.count; ++i) kept.total += mass_of(s.weights[i]);
+    }
     Edge edge;
     if (draw.top_p < 1.0) edge = keep_top(kernels, draw.top_p, kept, s);
     const auto target = static_cast<int64_t>((Wide{draw.random} * static_cast<Wide>(kept.total)) >> 64);

@@ -44,8 +44,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are chosen and when to stop; names, meanings and defaults as in vLLM.
 
     Order of processing: logit_bias, min_tokens, repetition / frequency / presence penalties, temperature, min_p,
-    top_k, top_p. `temperature` under 1e-5 is greedy. `max_tokens` None: up to the model's length. `logprobs` n: the
-    n most probable tokens and the chosen one, from the unprocessed logits. Raises InvalidRequest naming the field.
+    top_k, top_p. `temperature` under 1e-5 is greedy. With a `seed` a token depends on nothing but its logits, these
+    parameters, its completion's index and its place in the output. `max_tokens` None: up to the model's length.
+    `logprobs` n: the n most probable tokens and the chosen one, from the unprocessed logits. Raises InvalidRequest
+    naming the field.
     """
 
     n: int = 1
