@@ -51,6 +51,14 @@ Best best(const float* x, int64_t n) {
     return found;
 }
 
+TREADLE_INLINE int64_t lane_sum(I a) {
+    alignas(64) int32_t lanes[kLanes];
+    istore(lanes, a);
+    int64_t total = 0;
+    for (const int32_t lane : lanes) total += lane;
+    return total;
+}
+
 // A weight in two exact parts of 20 bits: round(w * 2^20), and what that left, times 2^20 again.
 void weigh(const float* x, float largest, float inverse, int64_t n, float* y, int64_t* masses) {
     constexpr int kHalf = kMassBits / 2;
@@ -70,7 +78,7 @@ void weigh(const float* x, float largest, float inverse, int64_t n, float* y, in
             if (i + 16 <= end) vstore(y + i, v);
             else vstore_n(y + i, v, end - i);
         }
-        *masses = (int64_t{ifold_add(high)} << kHalf) + ifold_add(low);
+        *masses = (lane_sum(high) << kHalf) + lane_sum(low);
     }
 }
 
