@@ -16,8 +16,6 @@ from typing import Self
 
 from treadle.errors import InvalidRequest
 from treadle.formats.gguf import Value
-from treadle.formats.tokenizer_gguf import load_gguf
-from treadle.formats.tokenizer_json import load_json
 from treadle.formats.tokenizer_parts import TokenizerParts, guarded
 
 __all__ = ["DetokenizerStream", "Tokenizer"]
@@ -46,11 +44,15 @@ class Tokenizer:
 
         Raises ModelNotFound, InvalidFile, or UnsupportedModel for a decoder that is not known.
         """
+        from treadle.formats.tokenizer_json import load_json
+
         return cls(load_json(Path(path)))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value]) -> Self:
         """From the ``tokenizer.ggml.*`` keys. Raises InvalidFile, or UnsupportedModel for an unknown model or pre."""
+        from treadle.formats.tokenizer_gguf import load_gguf
+
         return cls(load_gguf(metadata))
 
     @property

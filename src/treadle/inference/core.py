@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -110,7 +110,7 @@ class EngineCore:
         eos = () if self._codec is None or params.ignore_eos else self._codec.eos_ids
         wanted = self.max_model_len if params.max_tokens is None else len(tokens) + params.max_tokens
         if params.seed is None:
-            seed = secrets.randbits(64)
+            seed = int.from_bytes(os.urandom(8), "little")
         else:
             seed = params.seed
         group = self._next_id

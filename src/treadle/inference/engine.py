@@ -39,12 +39,8 @@ from treadle.inference.state import StatePool
 from treadle.inference.weight_cache import LIMIT_VARIABLE, CachedWeights, Place, SourceFile, WeightCache, limit_from
 from treadle.models.checkpoint import Checkpoint, open_checkpoint, open_synthetic
 from treadle.models.compile import CompileOptions
-from treadle.models.export_gguf import export
-from treadle.models.export_synthetic import write_synthetic
 from treadle.models.quantisation import FLOAT_TYPES, QUANTISED_TYPES, Quantisation
 from treadle.models.synthetic import is_synthetic
-from treadle.plan.codec import encode
-from treadle.plan.dump import as_dict, text
 from treadle.plan.ir import DType, ModelPlans
 from treadle.plan.views import StepLimits, TensorView
 
@@ -175,10 +171,14 @@ class Description:
 
     @cached_property
     def plan_text(self) -> str:
+        from treadle.plan.dump import text
+
         return text(self.plans)
 
     @cached_property
     def plan_dict(self) -> dict[str, Any]:
+        from treadle.plan.dump import as_dict
+
         return as_dict(self.plans)
 
 
@@ -226,13 +226,18 @@ class Engine:
 
     core: EngineCore
     text: Text | None
-    info: EngineInfo
     plans: ModelPlans
+    read_info: Callable[[], EngineInfo]
     memory_quote: MemoryQuote
     memory_measured_bytes: int
     cost: StepCost
     place: Place | None
     """The model's place in the weight cache; to be finished when the engine is done."""
+
+    @cached_property
+    def info(self) -> EngineInfo:
+        """Made when it is asked for: the plan's hash takes longer than all that is in it."""
+        return self.read_info()
 
 
 def load(model: str | Path, options: EngineOptions, progress: Progress | None = None) -> Engine:
@@ -257,11 +262,12 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     limits = layout.limits
     pool = StatePool(layout.states, executor.states, limits.state_pages, limits.max_batch, limits.max_seq_len)
     core = EngineCore(executor, pool, plans.facts.vocab_size, None if text_tools is None else text_tools.tokenizer)
+    load_s = time.monotonic() - began
     return Engine(
         core=core,
         text=text_tools,
-        info=_info(found, plans, limits, backend, executor.weights_mapped, time.monotonic() - began),
         plans=plans,
+        read_info=lambda: _info(found, plans, limits, backend, executor.weights_mapped, load_s),
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
         cost=step_cost(layout, exact=options.numerics == "exact"),
@@ -316,6 +322,8 @@ def quantize_file(
     `force`: replace a file that is there. `allow_requantize`: take matrices stored below q8_0. The file appears whole
     or not at all. Raises InvalidRequest, what opening a model raises, UnsupportedModel for what GGUF cannot say.
     """
+    from treadle.models.export_gguf import export
+
     began = time.monotonic()
     path = Path(target)
     if dtype not in (*QUANTISED_TYPES, *FLOAT_TYPES):
@@ -344,6 +352,13 @@ def quantize_file(
         file_bytes=path.stat().st_size,
         seconds=time.monotonic() - began,
     )
+
+
+def write_synthetic(model: str, path: str | Path) -> Path:
+    """The model that "synthetic:FAMILY:SHAPE:TYPE" describes, as a GGUF file. Raises UnsupportedModel."""
+    from treadle.models.export_synthetic import write_synthetic as write
+
+    return write(model, path)
 
 
 def _backend(options: EngineOptions) -> Backend:
@@ -407,6 +422,8 @@ def _info(
     weights_mapped: bool,
     load_s: float,
 ) -> EngineInfo:
+    from treadle.plan.codec import encode
+
     data = encode(plans)
     described = backend.describe()
     stages = plans.stages()

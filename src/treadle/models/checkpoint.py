@@ -9,7 +9,6 @@ from pathlib import Path
 from treadle.errors import ModelNotFound
 from treadle.formats.gguf import GGUFFile
 from treadle.formats.json_file import read_json
-from treadle.formats.safetensors import SafetensorsFile
 from treadle.formats.synthetic import SyntheticTensors
 from treadle.formats.tensors import TensorSource
 from treadle.models.compile import CompileOptions, compile_model
@@ -79,6 +78,8 @@ def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
 def _open_directory(path: Path, quantisation: Quantisation | None) -> Checkpoint:
     family, config = read_config(path / CONFIG_NAME)
     architecture = family.architecture(config)
+    from treadle.formats.safetensors import SafetensorsFile  # a GGUF file needs none of it
+
     tensors = SafetensorsFile.open(path)
     return Checkpoint(path, tensors, config, architecture, CheckpointWeights(tensors, path.name, quantisation))
 

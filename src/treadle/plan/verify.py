@@ -18,6 +18,8 @@ from treadle.plan.rules.subject import Rule, Subject, clip
 RULES: Final[tuple[Rule, ...]] = (*instructions.RULES, *bindings.RULES, *weights.RULES)
 """What one stage's plan must satisfy. Each rule passes over what another one refuses."""
 
+STAGE_RULES: Final = tuple(rule for rule in RULES if rule.of_stage)
+
 MAX_HANDOFFS: Final = 64
 MAX_FACT: Final = 1 << 40
 
@@ -130,10 +132,10 @@ MODEL_RULES: Final[tuple[ModelRule, ...]] = (
 )
 
 
-def verify_compiled(compiled: CompiledPlan) -> None:
+def verify_compiled(compiled: CompiledPlan, rules: tuple[Rule, ...] = RULES) -> None:
     """Raises the error of the first rule that one stage's plan breaks, naming stage, instruction and rule."""
     subject = Subject(compiled)
-    for rule in RULES:
+    for rule in rules:
         for finding in rule.check(subject):
             raise rule.error(f"{compiled.stage.name.lower()}: {finding} [{rule.name}]")
 
@@ -143,8 +145,11 @@ def verify(plans: ModelPlans | CompiledPlan) -> None:
     if isinstance(plans, CompiledPlan):
         verify_compiled(plans)
         return
+    verified: list[CompiledPlan] = []
     for compiled in plans.stages():
-        verify_compiled(compiled)
+        shared = any(msgspec.structs.replace(other, stage=compiled.stage) == compiled for other in verified)
+        verify_compiled(compiled, STAGE_RULES if shared else RULES)
+        verified.append(compiled)
     for rule in MODEL_RULES:
         for finding in rule.check(plans):
             raise rule.error(f"{finding} [{rule.name}]")

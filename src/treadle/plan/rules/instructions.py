@@ -217,7 +217,7 @@ RULES: Final = (
     Rule("plan-size", InvalidPlan, _plan_size),
     Rule("diagnostics", InvalidPlan, _diagnostics),
     Rule("opcode-known", InvalidInstructionBinding, _opcode_known),
-    Rule("opcode-stage", InvalidInstructionBinding, _opcode_stage),
+    Rule("opcode-stage", InvalidInstructionBinding, _opcode_stage, of_stage=True),
     Rule("arity", InvalidInstructionBinding, _arity),
     Rule("optional-registers", InvalidInstructionBinding, _optional_registers),
     Rule("register-range", InvalidInstructionBinding, _register_range),
@@ -231,7 +231,7 @@ RULES: Final = (
     Rule("register-storage", InvalidRegisterSpec, _register_storage),
     Rule("port-dtypes", InvalidRegisterSpec, _port_dtypes),
     Rule("port-shapes", InvalidRegisterSpec, _port_shapes),
-    Rule("causal-stage", InvalidInstructionBinding, _causal_stage),
+    Rule("causal-stage", InvalidInstructionBinding, _causal_stage, of_stage=True),
     Rule("liveness", InvalidPlan, _liveness),
     Rule("peak-registers", InvalidPlan, _peak),
 )

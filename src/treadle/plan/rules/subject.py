@@ -6,7 +6,7 @@ A rule passes over whatever another rule refuses, so that each defect has one ru
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Final
 
@@ -123,8 +123,11 @@ class Rule(msgspec.Struct, frozen=True):
     name: str
     error: type[InvalidPlan]
     check: Check
+    of_stage: bool = False
+    """Whether the check looks at the stage; all others find the same in a plan that two stages share."""
 
 
+@lru_cache(maxsize=1024)
 def plausible(shape: tuple[int, ...], symbols: frozenset[int] = frozenset()) -> bool:
     """Whether a shape has an accepted rank, and sizes that are positive, or symbols, and not too large together."""
     if not 1 <= len(shape) <= MAX_RANK or any(size <= 0 and size not in symbols for size in shape):
