@@ -6,10 +6,12 @@ stepped over when the file is opened; they are decoded when somebody asks for th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -59,10 +61,20 @@ _U64 = struct.Struct("<Q")
 class StringArray:
     """A checked array of strings that stays encoded in the map until asked for. ``tolist()`` decodes all of it."""
 
-    def __init__(self, field: str, encoded: Bytes, count: int) -> None:
+    def __init__(self, field: str, encoded: Bytes, starts: npt.NDArray[np.intp]) -> None:
+        """`starts`: where in `encoded` each item's length stands, 8 bytes before its text."""
         self._field = field
         self._encoded = encoded
-        self._count = count
+        self._starts = starts
+        self._count = len(starts)
+
+    @classmethod
+    def of(cls, field: str, items: Sequence[str]) -> Self:
+        """As a file would hold the items."""
+        raw = [item.encode() for item in items]
+        encoded = b"".join(len(text).to_bytes(8, "little") + text for text in raw)
+        starts = np.cumsum([0, *(8 + len(text) for text in raw)], dtype=np.intp)[:-1]
+        return cls(field, np.frombuffer(encoded, np.uint8), starts)
 
     def __len__(self) -> int:
         return self._count
@@ -78,15 +90,24 @@ class StringArray:
 
     def tolist(self) -> list[str]:
         """All items. Raises InvalidFile if one is not UTF-8."""
+        marked = self._encoded.copy()  # each length as one NUL: then one decoding and one split give all items
+        marked[self._starts] = 0
+        kept = np.ones(len(marked), bool)
+        for byte in range(1, 8):
+            kept[self._starts + byte] = False
+        marked = marked[kept]
+        if len(marked) - np.count_nonzero(marked) == self._count:
+            with contextlib.suppress(UnicodeDecodeError):
+                return marked.tobytes().decode().split("\0")[1:]
+        return self._one_by_one()
+
+    def _one_by_one(self) -> list[str]:
+        """The items where one holds a NUL or is not UTF-8."""
         items: list[str] = []
         data = self._encoded.tobytes()
-        length_at = _U64.unpack_from
-        position = 0
         try:
-            for _ in repeat(None, self._count):
-                start = position + 8
-                position = start + length_at(data, position)[0]
-                items.append(data[start:position].decode())
+            for start, end in pairwise([*self._starts.tolist(), len(data)]):
+                items.append(data[start + 8 : end].decode())
         except UnicodeDecodeError as error:
             raise InvalidFile(f"metadata {self._field}[{len(items)}]: expected UTF-8, found {error.object!r}") from None
         return items
@@ -292,14 +313,17 @@ class _Parser:
         if self._strings_left < 0:
             self._fail(f"{field} length", count, f"at most {MAX_STRINGS} array strings in a file")
         buffer, length_at = self._file.buffer, _U64.unpack_from
+        starts = array("q")
+        note = starts.append
         start = position = self._at
         try:
             for _ in repeat(None, count):
+                note(position)
                 position += 8 + length_at(buffer, position)[0]
         except (struct.error, OverflowError, IndexError):
             position = self._file.size + 1
         self._advance(position - start, field)
-        return StringArray(key, self._file.view(start, position - start), count)
+        return StringArray(key, self._file.view(start, position - start), np.array(starts, np.intp) - start)
 
     def _check_alignment(self) -> int:
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)

@@ -240,8 +240,7 @@ def _as_read(metadata: Mapping[str, Metadata]) -> dict[str, Value]:
 
     def read(key: str, value: Metadata) -> Value:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            encoded = b"".join(len(raw).to_bytes(8, "little") + raw for raw in (str(item).encode() for item in value))
-            return StringArray(key, np.frombuffer(encoded, np.uint8), len(value))
+            return StringArray.of(key, [str(item) for item in value])
         assert isinstance(value, bool | int | str | np.ndarray)
         return value
 

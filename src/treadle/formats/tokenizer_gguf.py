@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import cast
 
 import numpy as np
 import tokenizers
@@ -118,7 +120,7 @@ def _byte_level(fields: _Fields, tokens: list[str], types: list[int]) -> tuple[t
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModel(f"metadata {PREFIX}pre: unknown pre-tokenizer {name!r}")
     pre = PRE_TOKENIZERS[name]
-    merges = [_split_merge(number, merge) for number, merge in enumerate(fields.strings("merges"))]
+    merges = _split_merges(fields.strings("merges"))
     with guarded(f"metadata {PREFIX}tokens and merges"):
         backend = tokenizers.Tokenizer(
             models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre.ignore_merges)
@@ -164,12 +166,16 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
     return vocabulary
 
 
-def _split_merge(number: int, merge: str) -> tuple[str, str]:
+def _split_merges(merges: list[str]) -> list[tuple[str, str]]:
     """ "left right"; the left part is never empty, so a merge may begin with a space that is its own."""
-    middle = merge.find(" ", 1)
-    if middle < 0:
-        raise InvalidFile(f"metadata {PREFIX}merges[{number}]: expected two parts, found {merge!r:.80}")
-    return merge[:middle], merge[middle + 1 :]
+    pairs: list[tuple[str, ...]] = [tuple(merge.split(" ", 1)) for merge in merges]
+    if set(map(len, pairs)) == {2} and all(map(itemgetter(0), pairs)):
+        return cast(list[tuple[str, str]], pairs)
+    middles = [merge.find(" ", 1) for merge in merges]
+    if -1 in middles:
+        number = middles.index(-1)
+        raise InvalidFile(f"metadata {PREFIX}merges[{number}]: expected two parts, found {merges[number]!r:.80}")
+    return [(merge[:middle], merge[middle + 1 :]) for merge, middle in zip(merges, middles, strict=True)]
 
 
 def merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
