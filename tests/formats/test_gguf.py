@@ -324,7 +324,10 @@ def test_writer_refuses_what_gguf_cannot_hold() -> None:
         writer.add_tensor("t", np.zeros((2, 33)), "q8_0")
 
 
-@pytest.mark.parametrize("items", [[], [""], ["a"], ["", "a", ""], ["a\0b", "c"], ["\0"], ["日本", "\u2581", "x" * 300]])
+STRINGS = [[], [""], ["a"], ["", "a", ""], ["a\0b", "c"], ["\0"], ["日本", "\u2581", "x" * 300]]
+
+
+@pytest.mark.parametrize("items", STRINGS)
 def test_string_arrays_read_as_they_were_written(items, opened):
     encoded = struct.pack("<IQ", 8, len(items)) + b"".join(text(item) for item in items)
     found = opened(build([pair("words", 9, encoded)], [tensor("t", [1])], bytes(4))).metadata["words"]
