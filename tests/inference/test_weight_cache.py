@@ -560,7 +560,8 @@ def test_mapped_weights_outlive_their_file(tiny_gguf, home):
         np.testing.assert_array_equal(llm.logits(PROMPT), expected)
 
 
-def test_a_forked_child_reads_the_same_weights(tiny_gguf, home):
+def test_a_forked_child_maps_the_same_file(tiny_gguf, home):
+    """The child lets go of what it inherited and loads for itself; the parent's map stays."""
     path = tiny_gguf("llama", "Q8_0")
     logits(path)
     with LLM(path, threads=1, max_model_len=64) as llm:
@@ -568,9 +569,14 @@ def test_a_forked_child_reads_the_same_weights(tiny_gguf, home):
         expected = llm.logits(PROMPT)
         child = os.fork()
         if child == 0:
-            same = np.array_equal(llm.logits(PROMPT), expected)
-            os._exit(0 if same else 1)
+            try:
+                llm.close()
+                found, mapped = logits(path, threads=1)
+                os._exit(0 if mapped and np.array_equal(found, expected) else 1)
+            finally:
+                os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
+        np.testing.assert_array_equal(llm.logits(PROMPT), expected)
 
 
 RACER = """
