@@ -93,11 +93,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature < GREEDY_BELOW
 
     @property
-    def plain_greedy(self) -> bool:
-        """The token is the argmax of the unprocessed logits and nothing else is asked."""
-        return self.greedy and self.logprobs is None and not self.changes_logits
-
-    @property
     def penalises(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
