@@ -62,7 +62,7 @@ Seeds = Callable[[], list[bytes]]
 
 def saved(writer: GGUFWriter) -> bytes:
     file = io.BytesIO()
-    writer._write(file)
+    writer._write(file, lambda written, total: None)
     return file.getvalue()
 
 
