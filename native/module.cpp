@@ -318,17 +318,25 @@ NB_MODULE(_native, m) {
           nb::arg("out"),
           "Encodes f32 [rows, cols] as blocks of a file type; the first row without an encoding, or -1.");
     m.def(
-        "probe_read_gb_s", [](int threads) { return compute::probe_read_gb_s(compute::kernels(), threads); },
-        nb::arg("threads"), nb::call_guard<GilRelease>(),
-        "Read bandwidth of the machine in GB/s, with this many threads.");
+        "probe_read_gb_s",
+        [](int threads, int64_t bytes) {
+            return compute::probe_read_gb_s(compute::kernels(), threads, bytes);
+        },
+        nb::arg("threads"), nb::arg("nbytes"), nb::call_guard<GilRelease>(),
+        "Bandwidth in GB/s at which this many threads together read the same bytes again and again.");
     m.def(
         "probe_int8_gop_s",
         [](int threads) { return compute::probe_int8_gop_s(compute::kernels(), threads); },
         nb::arg("threads"), nb::call_guard<GilRelease>(),
         "int8 dot-product rate in GOP/s, with this many threads.");
     m.def(
+        "probe_bf16_gop_s",
+        [](int threads) { return compute::probe_bf16_gop_s(compute::kernels(), threads); },
+        nb::arg("threads"), nb::call_guard<GilRelease>(),
+        "bf16 multiply-add rate in GOP/s, with this many threads.");
+    m.def(
         "probe_f32_gop_s", [](int threads) { return compute::probe_f32_gop_s(compute::kernels(), threads); },
-        nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>(),
+        nb::arg("threads"), nb::call_guard<GilRelease>(),
         "f32 multiply-add rate in GOP/s, with this many threads.");
 
     nb::class_<ThreadPool>(m, "ThreadPool")

@@ -229,9 +229,9 @@ def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     if systems[0].why_not is not None:
         raise SystemExit(f"treadle cannot be measured: {systems[0].why_not}")
     try:
-        probes = [probe_limits(options.threads)]
+        probes = [probe_limits(options.threads, model.stat().st_size)]
         take_turns(systems, points, options.turns, options.settle, say)
-        probes.append(probe_limits(options.threads))
+        probes.append(probe_limits(options.threads, model.stat().st_size))
     finally:
         for system in systems:
             system.close()

@@ -231,6 +231,7 @@ struct Kernels {
 
     // For compute/probe.hpp.
     int64_t (*probe_dot)(int64_t rounds, int32_t* sink);
+    int64_t (*probe_bf16)(int64_t rounds, float* sink);
     int64_t (*probe_fma)(int64_t rounds, float* sink);
     void (*probe_read)(const std::byte* data, int64_t bytes, int32_t* sink);
 };

@@ -57,8 +57,9 @@ double gop_s(int64_t (*loop)(int64_t rounds, T* sink), int threads, int repeats)
 
 }  // namespace
 
-double probe_read_gb_s(const Kernels& k, int threads, int repeats) {
-    constexpr int64_t kBytes = int64_t{128} << 20;
+double probe_read_gb_s(const Kernels& k, int threads, int64_t bytes, int repeats) {
+    constexpr int64_t kUnit = 4096;
+    const int64_t share = std::max(bytes / threads / kUnit, int64_t{1}) * kUnit;
     struct Free {
         void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
     };
@@ -68,18 +69,22 @@ double probe_read_gb_s(const Kernels& k, int threads, int repeats) {
         threads, repeats,
         [&](int t) {  // each thread touches its own memory first
             auto* p =
-                static_cast<std::byte*>(::operator new(static_cast<size_t>(kBytes), std::align_val_t{64}));
-            std::memset(p, t + 1, static_cast<size_t>(kBytes));
+                static_cast<std::byte*>(::operator new(static_cast<size_t>(share), std::align_val_t{64}));
+            std::memset(p, t + 1, static_cast<size_t>(share));
             data[static_cast<size_t>(t)].reset(p);
         },
         [&](int t) {
-            k.probe_read(data[static_cast<size_t>(t)].get(), kBytes, &sinks[static_cast<size_t>(t) * 16]);
+            k.probe_read(data[static_cast<size_t>(t)].get(), share, &sinks[static_cast<size_t>(t) * 16]);
         });
-    return static_cast<double>(kBytes) * threads / seconds / 1e9;
+    return static_cast<double>(share) * threads / seconds / 1e9;
 }
 
 double probe_int8_gop_s(const Kernels& k, int threads, int repeats) {
     return gop_s(k.probe_dot, threads, repeats);
+}
+
+double probe_bf16_gop_s(const Kernels& k, int threads, int repeats) {
+    return gop_s(k.probe_bf16, threads, repeats);
 }
 
 double probe_f32_gop_s(const Kernels& k, int threads, int repeats) {

@@ -105,7 +105,7 @@ int main(int argc, char** argv) {
     const Kernels* chosen = argc > 1 && std::string_view(argv[1]) != "-" ? kernels_for(argv[1]) : &kernels();
     if (chosen == nullptr) return 1;
     const Kernels& k = *chosen;
-    const double read = probe_read_gb_s(k, 1);
+    const double read = probe_read_gb_s(k, 1, int64_t{128} << 20);
     std::printf("%s: read %.1f GB/s\n", k.name, read);
     const Attention smol{{DType::f16, 3, 64, 64, 64}, 9, 0.125f},
         one_b{{DType::f16, 8, 64, 64, 64}, 32, 0.125f};

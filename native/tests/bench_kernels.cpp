@@ -119,9 +119,9 @@ int main(int argc, char** argv) {
     const Kernels* chosen = argc > 1 ? kernels_for(argv[1]) : &kernels();
     if (chosen == nullptr) return 1;
     const Kernels& k = *chosen;
-    const double read = probe_read_gb_s(k, 1), dot = probe_int8_gop_s(k, 1);
+    const double read = probe_read_gb_s(k, 1, int64_t{128} << 20), dot = probe_int8_gop_s(k, 1);
     std::printf("%s: read %.1f GB/s (2 threads %.1f), int8 %.0f GOP/s (2 threads %.0f)\n", k.name, read,
-                probe_read_gb_s(k, 2), dot, probe_int8_gop_s(k, 2));
+                probe_read_gb_s(k, 2, int64_t{256} << 20), dot, probe_int8_gop_s(k, 2));
     for (const Named& named : kTypes) {
         const auto asked = [&](const char* name) { return std::strcmp(name, named.name) == 0; };
         if (argc > 2 && std::none_of(argv + 2, argv + argc, asked)) continue;

@@ -15,19 +15,17 @@ from treadle.errors import TreadleError
 from treadle.inference.cost import Operations, counting
 from treadle.inference.engine import EngineOptions, load
 
-LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0, f32_gop_s=50.0)
+LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0, bf16_gop_s=100.0, f32_gop_s=50.0)
 
 
 def test_the_slower_of_reading_and_calculating_is_the_limit():
     assert Work(read_bytes=20e9, int8_operations=100e9).least_seconds(LIMITS) == pytest.approx(2.0)
     assert Work(read_bytes=1e9, int8_operations=100e9).least_seconds(LIMITS) == pytest.approx(0.5)
-    assert Work(read_bytes=1e9, int8_operations=100e9, float_operations=25e9).least_seconds(LIMITS) == pytest.approx(
-        1.0
-    )
+    assert Work(1e9, int8_operations=100e9, bf16_operations=25e9, f32_operations=25e9).least_seconds(LIMITS) == 1.25
 
 
 def test_the_best_of_several_probes_is_taken_limit_by_limit():
-    assert Limits.best([Limits(1.0, 5.0, 3.0), Limits(2.0, 4.0, 2.0)]) == Limits(2.0, 5.0, 3.0)
+    assert Limits.best([Limits(1.0, 5.0, 3.0, 1.0), Limits(2.0, 4.0, 2.0, 1.0)]) == Limits(2.0, 5.0, 3.0, 1.0)
 
 
 def test_share_and_rate_of_a_measurement():
@@ -90,8 +88,8 @@ def test_the_cost_of_a_step_by_hand(tiny_gguf):
     model = str(tiny_gguf("llama", "F32"))
     cost = load(model, EngineOptions(max_num_seqs=2)).cost
     layer = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64
-    assert cost.row == Operations(int8=0, float=2 * 3 * layer)
-    assert cost.sampled_row == Operations(int8=0, float=2 * 320 * 64)
+    assert cost.row == Operations(int8=0, bf16=0, f32=2 * 3 * layer)
+    assert cost.sampled_row == Operations(int8=0, bf16=0, f32=2 * 320 * 64)
     assert cost.state_bytes_per_token == 3 * 2 * 2 * 16 * 2
     norms_and_rope = (7 * 64 + 8) * 4
     matrices = 4 * (3 * layer + 320 * 64)  # the embedding table is looked up, not read
@@ -102,9 +100,9 @@ def test_quantised_weights_are_multiplied_in_int8_unless_numerics_are_exact(tiny
     model = str(tiny_gguf("llama", "Q8_0"))
     fast = load(model, EngineOptions(max_num_seqs=2)).cost
     exact = load(model, EngineOptions(max_num_seqs=2, numerics="exact")).cost
-    assert fast.row.float == 0
-    assert exact.row == Operations(int8=0, float=fast.row.int8)
-    assert exact.sampled_row == Operations(int8=0, float=fast.sampled_row.int8)
+    assert fast.row.f32 == fast.row.bf16 == 0
+    assert exact.row == Operations(int8=0, bf16=0, f32=fast.row.int8)
+    assert exact.sampled_row == Operations(int8=0, bf16=0, f32=fast.sampled_row.int8)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +124,7 @@ def test_a_point_counts_its_own_steps_only(roomy):
     assert engine.core.stats.prefill_tokens - before[1] >= 600
     assert engine.core.stats.decode_steps - before[0] >= 5
     assert found.work.int8_operations == 0
-    assert found.work.float_operations == 15 * (engine.cost.row.float + engine.cost.sampled_row.float)
+    assert found.work.f32_operations == 15 * (engine.cost.row.f32 + engine.cost.sampled_row.f32)
     assert len(found.steps) == 5
     seen = 3 * (200 + 2.5) * engine.cost.state_bytes_per_token
     assert found.work.read_bytes == 5 * (engine.cost.weight_bytes + seen)
@@ -139,13 +137,14 @@ def test_prefill_reads_the_weights_once_a_chunk(roomy):
     found = measure(engine, Point("prefill", tokens=512, batch=1, prompt=0))
     assert found.tokens == 512
     assert found.work.read_bytes == engine.cost.weight_bytes
-    assert found.work.float_operations == 512 * engine.cost.row.float + engine.cost.sampled_row.float
+    assert found.work.f32_operations == 512 * engine.cost.row.f32 + engine.cost.sampled_row.f32
 
 
 def test_probes_find_a_machine():
-    found = probe_limits(1)
+    found = probe_limits(1, 1 << 26)
     assert 0.1 < found.read_gb_s < 1000
     assert 1 < found.int8_gop_s < 100000
+    assert 1 < found.bf16_gop_s < 100000
     assert 1 < found.f32_gop_s < 10000
 
 
@@ -175,7 +174,7 @@ def test_bench_json(roomy):
         assert point["share_of_limit"] > 0
         assert 0 < point["p50_ms"] <= point["p95_ms"]
     assert report["left_out"] == ["prefill 2048"]
-    assert set(report["limits"]) == {"read_gb_s", "int8_gop_s", "f32_gop_s"}
+    assert set(report["limits"]) == {"read_gb_s", "int8_gop_s", "bf16_gop_s", "f32_gop_s"}
     assert report["threads"] == 2
     assert report["per_slot_fallbacks"] == 0
     assert report["load"]["first_token_s"] > report["load"]["load_s"] > 0
@@ -199,6 +198,12 @@ def test_fallbacks_are_counted_where_there_are_some(tiny_gguf):
         measure(engine, Point("decode", tokens=2, batch=2, prompt=4))
     assert counters.per_slot_fallbacks == 3 * 3  # layers, and one prefill step before two of decode
     assert engine.core.counters is None
+
+
+def test_bf16_weights_are_counted_as_such():
+    cost = load("synthetic:llama:tiny:bf16", EngineOptions(max_num_seqs=2)).cost
+    assert cost.row.bf16 == 2 * 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 512 * 256)
+    assert cost.sampled_row == Operations(int8=0, bf16=2 * 512 * 256, f32=0)
 
 
 def test_a_context_too_short_for_any_point_is_refused(tiny_checkpoint):

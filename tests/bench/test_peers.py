@@ -142,7 +142,7 @@ def test_the_share_of_the_limit_comes_from_the_work_that_the_worker_tells():
     treadle = run.System("treadle", lambda: None)
     treadle.seconds[PREFILL] = [2.0]
     treadle.work[PREFILL] = run.Work(read_bytes=1e9, int8_operations=10e9)
-    limits = Limits(read_gb_s=1.0, int8_gop_s=100.0, f32_gop_s=10.0)
+    limits = Limits(read_gb_s=1.0, int8_gop_s=100.0, bf16_gop_s=20.0, f32_gop_s=10.0)
     assert run.report([treadle], [PREFILL], limits)["points"][0]["share_of_limit"] == 0.5
 
 

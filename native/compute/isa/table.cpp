@@ -30,6 +30,7 @@ const Kernels& table() {
         .attend_part = attend_part,
         .attend_merge = attend_merge,
         .probe_dot = probe_dot,
+        .probe_bf16 = probe_bf16,
         .probe_fma = probe_fma,
         .probe_read = probe_read,
     };

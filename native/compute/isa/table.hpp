@@ -40,6 +40,7 @@ void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, cons
                   std::byte* scratch);
 
 int64_t probe_dot(int64_t rounds, int32_t* sink);
+int64_t probe_bf16(int64_t rounds, float* sink);
 int64_t probe_fma(int64_t rounds, float* sink);
 void probe_read(const std::byte* data, int64_t bytes, int32_t* sink);
 

@@ -102,5 +102,6 @@ def _work(engine: Engine, point: Point, records: "list[StepRecord]") -> Work:
     return Work(
         read_bytes=len(records) * (cost.weight_bytes + seen * cost.state_bytes_per_token),
         int8_operations=rows * cost.row.int8 + sampled * cost.sampled_row.int8,
-        float_operations=rows * cost.row.float + sampled * cost.sampled_row.float,
+        bf16_operations=rows * cost.row.bf16 + sampled * cost.sampled_row.bf16,
+        f32_operations=rows * cost.row.f32 + sampled * cost.sampled_row.f32,
     )

@@ -96,10 +96,14 @@ def _list(values: Sequence[object]) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine can do with these threads: DRAM read in GB/s, arithmetic in GOP/s (an FMA is two)."""
+    """What the machine can do with these threads: arithmetic in GOP/s (an FMA is two).
+
+    ``read_gb_s``: reading what a decode step reads, again and again; a model that fits a cache is read from there.
+    """
 
     read_gb_s: float
     int8_gop_s: float
+    bf16_gop_s: float
     f32_gop_s: float
 
     @classmethod
@@ -113,15 +117,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Work:
-    """What a point must at least move and calculate: with quantised weights in int8, with others in f32."""
+    """What a point must at least move and calculate."""
 
     read_bytes: float
     int8_operations: float
-    float_operations: float = 0.0
+    bf16_operations: float = 0.0
+    f32_operations: float = 0.0
 
     def least_seconds(self, limits: Limits) -> float:
         """The time the machine's limits allow: the slower of reading and calculating (a roofline)."""
-        calculating = self.int8_operations / limits.int8_gop_s + self.float_operations / limits.f32_gop_s
+        calculating = (
+            self.int8_operations / limits.int8_gop_s
+            + self.bf16_operations / limits.bf16_gop_s
+            + self.f32_operations / limits.f32_gop_s
+        )
         return max(self.read_bytes / limits.read_gb_s, calculating) / 1e9
 
 

@@ -45,7 +45,7 @@ def run_bench(
     starts: list[dict[str, float]] = []
     for turn in range(repeat):
         say(f"probing the machine's limits, {turn + 1} of {repeat}")
-        probes.append(probe_limits(engine.info.threads))
+        probes.append(probe_limits(engine.info.threads, engine.cost.weight_bytes))
         row = []
         for point in fitting:
             say(f"{point.label}, {turn + 1} of {repeat}")
@@ -153,7 +153,8 @@ def heading(report: dict[str, Any]) -> str:
 def limits_line(report: dict[str, Any]) -> str:
     limits = report["limits"]
     return (
-        f"limits: reads {limits['read_gb_s']} GB/s, int8 {limits['int8_gop_s']} GOP/s, f32 {limits['f32_gop_s']} GOP/s"
+        f"limits: reads {limits['read_gb_s']} GB/s; int8 {limits['int8_gop_s']}, bf16 {limits['bf16_gop_s']}, "
+        f"f32 {limits['f32_gop_s']} GOP/s"
     )
 
 

@@ -14,14 +14,15 @@ from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
 from treadle.plan.ir import NO_WEIGHT, DType, Opcode
 
-FLOATS: Final = frozenset({DType.F32, DType.F16, DType.BF16})
+KINDS: Final = {DType.BF16: "bf16", DType.F16: "f32", DType.F32: "f32"}
 
 
 class Operations(msgspec.Struct, frozen=True):
-    """A multiply and an add are two. `int8`: with quantised weights in fast numerics; `float`: all others."""
+    """A multiply and an add are two. `int8`: with quantised weights, `bf16`: with such ones, both in fast numerics."""
 
     int8: int
-    float: int
+    bf16: int
+    f32: int
 
 
 class StepCost(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ def step_cost(layout: Layout, exact: bool) -> StepCost:
     stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
     dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     read: dict[str, int] = {}
-    operations = {(head, kind): 0 for head in (True, False) for kind in ("int8", "float")}
+    operations = {(head, kind): 0 for head in (True, False) for kind in ("int8", "bf16", "f32")}
     for instruction in program.plan.instructions:
         if instruction.opcode is Opcode.EMBEDDING:
             continue
@@ -52,13 +53,13 @@ def step_cost(layout: Layout, exact: bool) -> StepCost:
             binding = program.weight_bindings[index]
             read[binding.name] = stored[binding.name]
             if len(binding.shape) > 1:
-                kind = "float" if exact or dtypes[binding.name] in FLOATS else "int8"
+                kind = "f32" if exact else KINDS.get(dtypes[binding.name], "int8")
                 operations[instruction.opcode is Opcode.LM_HEAD, kind] += 2 * math.prod(binding.shape)
     return StepCost(
         weight_bytes=sum(read.values()),
         state_bytes_per_token=layout.quote().state_bytes_per_token,
-        row=Operations(operations[False, "int8"], operations[False, "float"]),
-        sampled_row=Operations(operations[True, "int8"], operations[True, "float"]),
+        row=Operations(**{kind: count for (head, kind), count in operations.items() if not head}),
+        sampled_row=Operations(**{kind: count for (head, kind), count in operations.items() if head}),
     )
 
 
