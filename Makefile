@@ -66,11 +66,16 @@ format: .venv/.dev
 	ruff format --quiet src tests tools bench
 	clang-format -i $(NATIVE_SOURCES)
 
-# $(call native_tests,build folder,build type,sanitizers): configure, build and run native/tests
-define native_tests
+# $(call native_build,build folder,build type,sanitizers,more): configure and build native/tests
+define native_build
 	cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DCMAKE_BUILD_TYPE=$(2) \
-	    -DTREADLE_BUILD_PYTHON=OFF -DTREADLE_BUILD_TESTS=ON -DTREADLE_SANITIZE=$(3) >/dev/null
+	    -DTREADLE_BUILD_PYTHON=OFF -DTREADLE_BUILD_TESTS=ON -DTREADLE_SANITIZE=$(3) $(4) >/dev/null
 	cmake --build $(1) -j $(JOBS)
+endef
+
+# The same, and run them.
+define native_tests
+	$(call native_build,$(1),$(2),$(3),$(4))
 	ctest --test-dir $(1) --output-on-failure --no-tests=error
 endef
 
@@ -85,6 +90,23 @@ native-sanitize: .venv/.run
 .PHONY: native-tsan
 native-tsan: .venv/.run
 	$(call native_tests,build/native-tsan,Release,thread)
+
+# Random programs, steps and cancellations on several pools: make native-stress SECONDS=600 SANITIZE=thread
+SECONDS ?= 60
+SANITIZE ?= address,undefined
+.PHONY: native-stress
+native-stress: FOLDER = build/native-$(if $(findstring thread,$(SANITIZE)),tsan,asan)
+native-stress: .venv/.run
+	$(call native_build,$(FOLDER),Release,$(SANITIZE))
+	$(FOLDER)/stress_program $(SECONDS)
+
+# Cross-compiled for AArch64 and run under emulation. The emulated CPU has every extension that a kernel table uses.
+.PHONY: native-qemu
+native-qemu: .venv/.run
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || { \
+	    echo "native-qemu needs aarch64-linux-gnu-g++ and qemu-aarch64" \
+	        "(Debian: apt-get install g++-aarch64-linux-gnu qemu-user)" >&2; exit 1; }
+	$(call native_tests,build/native-qemu,Release,,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/tools/aarch64.cmake)
 
 COMMA := ,
 

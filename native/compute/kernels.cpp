@@ -7,6 +7,9 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -16,6 +19,11 @@ namespace treadle::compute {
 
 #if TREADLE_HAVE_AVX512
 namespace avx512 {
+const Kernels& table();
+}
+#endif
+#if TREADLE_HAVE_AVXVNNI
+namespace avxvnni {
 const Kernels& table();
 }
 #endif
@@ -36,10 +44,22 @@ const Kernels& table();
 namespace {
 
 struct Supported {
-    std::array<const Kernels*, 4> tables{};
+    std::array<const Kernels*, 6> tables{};
     size_t count = 0;
     void add(const Kernels& k) { tables[count++] = &k; }
 };
+
+#if TREADLE_HAVE_AVX2
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+
+// The VEX forms of the byte dot products (CPUID 7, subleaf 1, EAX bit 4), which not every compiler knows by name.
+bool has_avxvnni() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
 
 Supported detect() {
     Supported s;
@@ -49,9 +69,11 @@ Supported detect() {
         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
         s.add(avx512::table());
 #endif
+#if TREADLE_HAVE_AVXVNNI
+    if (has_avx2() && has_avxvnni()) s.add(avxvnni::table());
+#endif
 #if TREADLE_HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-        s.add(avx2::table());
+    if (has_avx2()) s.add(avx2::table());
 #endif
 #if TREADLE_HAVE_NEON
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) s.add(neon::table());

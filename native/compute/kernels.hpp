@@ -236,7 +236,7 @@ struct Kernels {
     void (*probe_read)(const std::byte* data, int64_t bytes, int32_t* sink);
 };
 
-// The table of the best ISA this CPU runs; TREADLE_ISA=avx512|avx2|neon|plain in the environment asks for another.
+// The table of the best ISA this CPU runs; TREADLE_ISA=avx512|avxvnni|avx2|neon|plain in the environment asks for another.
 // Throws std::runtime_error if that one is unknown, not built or not supported by the CPU.
 const Kernels& kernels();
 const Kernels* kernels_for(std::string_view isa);     // null if not built or not supported

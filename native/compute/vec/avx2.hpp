@@ -1,4 +1,4 @@
-// The native vector of AVX2 with FMA and F16C: 8 lanes.
+// The native vector of AVX2 with FMA and F16C, and of AVX-VNNI, which adds the dot product to it: 8 lanes.
 #pragma once
 #include <immintrin.h>
 
@@ -8,10 +8,17 @@
 namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 8;
+#if defined(__AVXVNNI__)
+inline constexpr int kSignedBias = 128;  // signed weights are kept as w + 128, unsigned
+inline constexpr int kDotRows = 4;       // the int8 tile: rows and vectors of columns
+inline constexpr int kDotVectors = 2;
+inline constexpr int kWideRows = 8;  // most rows of an int8 tile of one vector; 0: there is none
+#else
 inline constexpr int kSignedBias = 0;  // signed weights stay signed
 inline constexpr int kDotRows = 2;     // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 2;
-inline constexpr int kWideRows = 0;   // most rows of an int8 tile of one vector; 0: there is none
+inline constexpr int kWideRows = 0;  // most rows of an int8 tile of one vector; 0: there is none
+#endif
 inline constexpr int kFloatRows = 6;  // the f32 tile
 inline constexpr int kFloatVectors = 2;
 
@@ -129,7 +136,11 @@ TREADLE_INLINE B table16(const int8_t* values) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
 }
 TREADLE_INLINE B lookup(B table, B nibbles) { return _mm256_shuffle_epi8(table, nibbles); }
+#if defined(__AVXVNNI__)
+TREADLE_INLINE B from_signed(B a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); }
+#else
 TREADLE_INLINE B from_signed(B a) { return a; }
+#endif
 template <bool Signed>
 TREADLE_INLINE I byte_of(B a, int i) {
     if constexpr (Signed) return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * i), 24);
@@ -141,9 +152,14 @@ TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
     int32_t four;
     __builtin_memcpy(&four, x, 4);
     __m256i b = _mm256_set1_epi32(four);
+#if defined(__AVXVNNI__)
+    static_assert(!Signed, "from_signed has made the bytes unsigned");
+    return _mm256_dpbusd_avx_epi32(acc, w, b);
+#else
     __m256i pairs = Signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(b, w))
                            : _mm256_maddubs_epi16(w, b);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 
 // Lanes 4 apart, then 2, 1: the rest of the canonical tree.
