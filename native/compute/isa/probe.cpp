@@ -39,7 +39,8 @@ int64_t probe_bf16(int64_t rounds, float* /*sink*/) { return probe_tiles<true>(r
 // product has. Returns the operations done (a multiply and an add for each byte); the sums go to `sink` so that none of
 // it is dropped.
 int64_t probe_dot(int64_t rounds, int32_t* sink) {
-    constexpr int kChains = kLanes == 8 ? 6 : 12;  // registers: AVX2 has half of them
+    // Registers: AVX2 and AVX-VNNI have half of them, and the former needs some inside a dot.
+    constexpr int kChains = kLanes != 8 ? 12 : kSignedBias == 0 ? 6 : 10;
     alignas(64) std::byte bytes[4 * kLanes + 128];
     for (int i = 0; i < 4 * kLanes + 128; ++i) bytes[i] = static_cast<std::byte>(i % 13);
     B w[8];
