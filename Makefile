@@ -66,11 +66,11 @@ format: .venv/.dev
 	ruff format --quiet src tests tools bench
 	clang-format -i $(NATIVE_SOURCES)
 
-# $(call native_build,build folder,build type,sanitizers,more): configure and build native/tests
+# $(call native_build,build folder,build type,sanitizers,more,target): configure and build native/tests
 define native_build
 	cmake -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DCMAKE_BUILD_TYPE=$(2) \
 	    -DTREADLE_BUILD_PYTHON=OFF -DTREADLE_BUILD_TESTS=ON -DTREADLE_SANITIZE=$(3) $(4) >/dev/null
-	cmake --build $(1) -j $(JOBS)
+	cmake --build $(1) -j $(JOBS) $(if $(5),--target $(5))
 endef
 
 # The same, and run them.
@@ -97,7 +97,7 @@ SANITIZE ?= address,undefined
 .PHONY: native-stress
 native-stress: FOLDER = build/native-$(if $(findstring thread,$(SANITIZE)),tsan,asan)
 native-stress: .venv/.run
-	$(call native_build,$(FOLDER),Release,$(SANITIZE))
+	$(call native_build,$(FOLDER),Release,$(SANITIZE),,stress_program)
 	$(FOLDER)/stress_program $(SECONDS)
 
 # Cross-compiled for AArch64 and run under emulation. The emulated CPU has every extension that a kernel table uses.
