@@ -19,3 +19,5 @@ if ! CMAKE_BUILD_PARALLEL_LEVEL=${JOBS:-2} PATH="$PWD/.venv/bin:$PATH" .venv/bin
     echo "the native build failed; the whole log is in $log" >&2
     exit 1
 fi
+# Where Python is told to write no bytecode, every start would compile all of treadle again (some 50 ms).
+.venv/bin/python -m compileall -q src/treadle
