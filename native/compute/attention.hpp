@@ -44,8 +44,8 @@ struct HeadLayout {
     return round_up(a.kv.value_dim, 16) + 16;
 }
 
-// Scratch, in units of 4 bytes: scaled queries (as f32, then as bf16), partial and merged results, scores, and a unit's
-// keys or values made ready for the products.
+// Scratch, in units of 4 bytes: scaled queries (as f32, then as bf16), partial and merged results, scores, and keys or
+// values made ready for the products: of a unit in f32, or of a split in bf16.
 struct AttendScratch {
     int64_t queries, narrow, part, merged, scores, unit, total;
 
@@ -57,7 +57,7 @@ struct AttendScratch {
         merged = part + kChunkRows * part_floats(a);
         scores = merged + kChunkRows * part_floats(a);
         unit = scores + kChunkRows * kScoreStride;
-        total = unit + kUnit * (key_width > width ? key_width : width);
+        total = unit + kSplit / 2 * (key_width > width ? key_width : width);
     }
 };
 

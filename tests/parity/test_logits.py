@@ -99,6 +99,16 @@ def test_both_doors_give_the_same_logits(name, tiny_checkpoint, tiny_gguf):
     np.testing.assert_array_equal(found[0], found[1])
 
 
+@pytest.mark.parametrize(("kv_dtype", "bound"), [("f16", 2e-3), ("bf16", 2e-2), ("q8_0", 2e-2)])
+def test_narrow_keys_and_values_cost_what_their_rounding_costs(kv_dtype, bound, tiny_checkpoint):
+    ids, path = tiny_ids("llama-mha"), tiny_checkpoint("llama-mha")
+    found = {}
+    for dtype in ("f32", kv_dtype):
+        with LLM(path, numerics="exact", kv_dtype=dtype) as llm:
+            found[dtype] = llm.logits(ids)
+    assert 1e-5 < oracles.relative_error(found[kv_dtype], found["f32"]) < bound
+
+
 @pytest.mark.parametrize("text", [0, 1], ids=["english", "mixed"])
 def test_smollm2_exact(text, smollm2_exact, smollm2_oracle):
     ids, found = smollm2_exact[text]

@@ -2,93 +2,26 @@
 // at a time; the arithmetic of a row depends on its own visible range alone, so grouping rows changes no bit:
 //   per split  (kSplit positions) s = q . k;  m = max s;  p = e^(s - m);  sums of p by lane (position % 16);  o = p . v
 //   splits merge in ascending order
-// Products are FloatChain (f32, f16 and q8_0: exact elements in f32) or PairChain (bf16: q and p are rounded to bf16 too).
+// Products are FloatChain (f32, f16 and q8_0: exact elements in f32) or PairChain (bf16: q and p are rounded to bf16 too),
+// which a matrix unit computes to the same bits.
 // Keys outside a row's range are computed at most, never used; values outside are never read, but for bf16 ones in the same
 // block of 32 as a visible one, which are multiplied by zero.
 #include "compute/attention.hpp"
 
 #include "compute/isa/attend_products.hpp"
-#include "compute/isa/kv_pages.hpp"
+#include "compute/isa/attend_soften.hpp"
+#include "compute/isa/attend_tiles.hpp"
 #include "compute/isa/table.hpp"
-#include "compute/vec/math.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
 namespace {
-
-constexpr float kNegativeInfinity = -__builtin_inff();
 
 TREADLE_INLINE float exp_one(float x) {
     alignas(64) float t[kLanes];
     store(t, vexp(set1(x)));
     return t[0];
 }
-
-// Zero where |x| < limit.
-TREADLE_INLINE F flushed(F x, float limit) { return select(less(abs(x), set1(limit)), zero(), x); }
-
-struct Range {
-    int64_t first, end;
-    bool empty() const { return first >= end; }
-};
-
-Range overlap(Range a, Range b) { return {most(a.first, b.first), least(a.end, b.end)}; }
-
-// A chunk of (query row, head) pairs of one kv head: pair i is row i / group, head i % group.
-struct Work {
-    const Attention& a;
-    const AttendRows& r;
-    HeadPages pages;
-    int64_t group;
-    int64_t row0, rows;  // the chunk's pairs [row0, row0 + rows)
-    int64_t depth;       // key_dim padded to 32: floats of a query, steps of a widened key group
-    int64_t width;       // value_dim padded to 16
-    int64_t stride;      // floats of one partial result
-    float *queries, *part, *merged, *scores, *unit;
-    Range ranges[kChunkRows];  // of each row in the split at hand, relative to its base
-
-    Work(const Attention& attention, const AttendRows& query, int64_t head, std::byte* scratch)
-        : a(attention), r(query),
-          pages{attention.kv, query.arena, query.pages, 0, head, HeadLayout(attention.kv)},
-          group(attention.heads / attention.kv.heads), row0(0), rows(0),
-          depth(round_up(attention.kv.key_dim, 32)), width(round_up(attention.kv.value_dim, 16)),
-          stride(width + 16) {
-        pages.page_bytes = attention.kv.heads * pages.layout.total;
-        float* base = reinterpret_cast<float*>(scratch);
-        const AttendScratch layout(attention);
-        queries = base + layout.queries;
-        part = base + layout.part;
-        merged = base + layout.merged;
-        scores = base + layout.scores;
-        unit = base + layout.unit;
-    }
-
-    int64_t all_rows() const { return r.rows * group; }
-    int64_t position(int64_t row) const { return r.position + (row0 + row) / group; }
-    int64_t head(int64_t row) const { return pages.head * group + (row0 + row) % group; }
-
-    // Positions that a row sees, relative to `base`, within the split there; {0, 0} where it sees none.
-    Range visible(int64_t row, int64_t base) const {
-        const int64_t i = position(row);
-        int64_t first = 0, end = least(kSplit, r.kv_len - base);
-        if (a.left != kUnbounded) first = most(first, i - a.left - base);
-        if (a.right != kUnbounded) end = least(end, i + a.right + 1 - base);
-        return first < end ? Range{first, end} : Range{0, 0};
-    }
-    // What any of `count` rows sees, and what all of them see, within [base, end).
-    Range seen(int64_t row, int64_t count, Range within) const {
-        Range all{within.end, within.first};
-        for (int64_t i = row; i < row + count; ++i) {
-            if (ranges[i].empty()) continue;
-            all = {least(all.first, ranges[i].first), most(all.end, ranges[i].end)};
-        }
-        return overlap(all, within);
-    }
-    Range shared(int64_t row, int64_t count, Range within) const {
-        for (int64_t i = row; i < row + count; ++i) within = overlap(within, ranges[i]);
-        return within;
-    }
-};
 
 // Scaled queries, [rows][depth], padded with zeros.
 template <class Chain>
@@ -103,8 +36,11 @@ void load_queries(const Work& w) {
         for (; i < dim; ++i) to[i] = q[i] * w.a.scale;
         for (; i < w.depth; ++i) to[i] = 0.0f;
         if constexpr (Chain::kPairs)
-            for (i = 0; i < w.depth; i += kLanes)
-                store(to + i, round_bf16(flushed(load(to + i), kSmallestBf16)));
+            for (i = 0; i < w.depth; i += kLanes) {
+                const F x = round_bf16(flushed(load(to + i), kSmallestBf16));
+                store(to + i, x);
+                store_bf16(w.narrow + row * w.depth + i, x);
+            }
     }
 }
 
@@ -168,63 +104,6 @@ void value_unit(const Work& w, Range unit, const Columns& values) {
                                      values);
         }
     });
-}
-
-// One vector of scores: softcap, slope, mask. `offset` counts positions from `base`.
-TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, int64_t offset, F s) {
-    alignas(64) static constexpr float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const Range range = w.ranges[row];
-    if (w.a.softcap > 0.0f) s = mul(set1(w.a.softcap), vtanh(div(s, set1(w.a.softcap))));
-    const F lane = add(load(kIota), set1(static_cast<float>(offset)));
-    if (w.a.slopes != nullptr)
-        s = fma(set1(w.a.slopes[w.head(row)]), add(lane, set1(static_cast<float>(base - w.position(row)))),
-                s);
-    s = select(less(lane, set1(static_cast<float>(range.end))), s, set1(kNegativeInfinity));
-    return select(less(lane, set1(static_cast<float>(range.first))), set1(kNegativeInfinity), s);
-}
-
-// Largest of a row's scores in the groups of 16 that hold a visible position; masks them first where needed.
-TREADLE_INLINE float largest_score(const Work& w, int64_t row, int64_t base, float* scores) {
-    const Range range = w.ranges[row];
-    const int64_t first = range.first / 16 * 16, end = round_up(range.end, 16);
-    const auto adjust = [&](int64_t i) {
-        for (int64_t p = i; p < i + 16; p += kLanes)
-            store(scores + p, adjust_scores(w, row, base, p, load(scores + p)));
-    };
-    if (w.a.softcap > 0.0f || w.a.slopes != nullptr) {
-        for (int64_t i = first; i < end; i += 16) adjust(i);
-    } else {
-        if (range.first % 16 != 0) adjust(first);
-        if (range.end % 16 != 0) adjust(end - 16);
-    }
-    V16 largest = vload(scores + first);
-    for (int64_t i = first + 16; i < end; i += 16) largest = vmax(vload(scores + i), largest);
-    return reduce_max(largest);
-}
-
-// A row's scores to weights e^(s - m), their largest and sum to the partial result.
-template <class Chain>
-TREADLE_INLINE void soften_row(const Work& w, int64_t row, int64_t base) {
-    const Range range = w.ranges[row];
-    float* scores = w.scores + row * kScoreStride;
-    float* result = w.part + row * w.stride;
-    const int64_t first = range.first / 16 * 16, end = range.empty() ? first : round_up(range.end, 16);
-    const float m = range.empty() ? kNegativeInfinity : largest_score(w, row, base, scores);
-    V16 sum = vset1(0.0f);
-    for (int64_t i = first; i < end; i += 16)
-        for (int p = 0; p < kParts; ++p) {
-            F weight = vexp(sub(load(scores + i + p * kLanes), set1(m)));
-            if constexpr (Chain::kPairs) weight = round_bf16(flushed(weight, kSmallestBf16));
-            store(scores + i + p * kLanes, weight);
-            sum.part[p] = add(sum.part[p], weight);
-        }
-    if constexpr (Chain::kPairs) {
-        for (int64_t i = 0; i < first; i += kLanes) store(scores + i, zero());
-        for (int64_t i = end; i < kSplit; i += kLanes) store(scores + i, zero());
-    }
-    for (int64_t i = 0; i < w.width; i += kLanes) store(result + i, zero());
-    result[w.width] = m;
-    result[w.width + 1] = reduce_add(sum);
 }
 
 // Few rows read a page as it is: widening it first would cost more than it saves.
@@ -291,12 +170,17 @@ void run_split(Work& w, int64_t split) {
     const int64_t base = split * kSplit;
     for (int64_t row = 0; row < w.rows; ++row) w.ranges[row] = w.visible(row, base);
     const Range seen = w.seen(0, w.rows, {0, kSplit});
+#if defined(__AMX_BF16__)
+    if constexpr (Chain::kPairs)
+        if (tiles_serve(w)) return run_split_on_tiles<Chain>(w, base, seen);
+#endif
     const auto units = [&](auto body) {
         for (int64_t u = seen.first / kUnit * kUnit; u < seen.end; u += kUnit)
             body(overlap({u, u + kUnit}, {seen.first / kBlock * kBlock, seen.end}));
     };
     units([&](Range unit) { score_positions<Chain>(w, base, unit); });
-    for (int64_t row = 0; row < w.rows; ++row) soften_row<Chain>(w, row, base);
+    for (int64_t row = 0; row < w.rows; ++row)
+        soften_row<Chain>(w, row, base, WideWeights{w.scores + row * kScoreStride});
     units([&](Range unit) { add_positions<Chain>(w, base, unit); });
 }
 

@@ -72,6 +72,11 @@ TREADLE_INLINE F round_bf16(F a) {
     const __m256i up = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
     return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)));
 }
+// The nearest bf16, ties upwards, of values that are not negative.
+TREADLE_INLINE F round_weight(F a) {
+    const __m256i up = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(0x8000));
+    return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(-65536)));
+}
 TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
     const __m256i u = _mm256_srli_epi32(_mm256_castps_si256(a), 16);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),

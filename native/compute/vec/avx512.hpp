@@ -70,6 +70,11 @@ TREADLE_INLINE F round_bf16(F a) {
     const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
     return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)));
 }
+// The nearest bf16, ties upwards, of values that are not negative.
+TREADLE_INLINE F round_weight(F a) {
+    const __m512i up = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x8000));
+    return _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(-65536)));
+}
 TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16)));

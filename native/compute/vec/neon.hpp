@@ -64,6 +64,11 @@ TREADLE_INLINE F round_bf16(F a) {
     const uint32x4_t up = vaddq_u32(vaddq_u32(u, vdupq_n_u32(0x7fff)), odd);
     return vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xffff0000u)));
 }
+// The nearest bf16, ties upwards, of values that are not negative.
+TREADLE_INLINE F round_weight(F a) {
+    const uint32x4_t up = vaddq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0x8000));
+    return vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xffff0000u)));
+}
 TREADLE_INLINE void store_bf16(uint16_t* p, F a) { vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_f32(a), 16)); }
 TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p)));

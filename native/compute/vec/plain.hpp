@@ -105,6 +105,10 @@ TREADLE_INLINE F round_bf16(F a) {
     }
     return a;
 }
+// The nearest bf16, ties upwards, of values that are not negative.
+TREADLE_INLINE F round_weight(F a) {
+    TREADLE_EACH(F, bits_to_float((float_to_bits(a.v[i]) + 0x8000u) & 0xffff0000u));
+}
 TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(float_to_bits(a.v[i]) >> 16);
 }
