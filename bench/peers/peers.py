@@ -73,6 +73,8 @@ def interpreter(peer: Peer) -> Path:
     try:
         subprocess.run([sys.executable, "-m", "venv", peer.venv], check=True)
         command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", wanted]
+        if peer.build:
+            command.append("--no-cache-dir")  # a wheel of another build may lie there
         subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **peer.build})
         stamp.write_text(wanted.read_text())
     except subprocess.CalledProcessError as error:

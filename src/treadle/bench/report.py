@@ -16,6 +16,8 @@ from treadle.inference.memory import peak_rss_bytes
 
 COUNTED = Point("decode", tokens=2, batch=2, prompt=32)
 """Counted runs are not timed, so a short one does."""
+WARM_UP_TOKENS = 512
+"""The first step of so many rows also waits for the memory that it touches first."""
 
 
 def run_bench(
@@ -43,6 +45,7 @@ def run_bench(
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
     starts: list[dict[str, float]] = []
+    measure(engine, Point("prefill", min(WARM_UP_TOKENS, space["max_length"]), batch=1, prompt=0))
     for turn in range(repeat):
         say(f"probing the machine's limits, {turn + 1} of {repeat}")
         probes.append(probe_limits(engine.info.threads, engine.cost.weight_bytes))
