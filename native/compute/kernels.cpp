@@ -10,6 +10,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if TREADLE_HAVE_AMX && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -17,6 +21,11 @@
 
 namespace treadle::compute {
 
+#if TREADLE_HAVE_AMX
+namespace amx {
+const Kernels& table();
+}
+#endif
 #if TREADLE_HAVE_AVX512
 namespace avx512 {
 const Kernels& table();
@@ -49,6 +58,29 @@ struct Supported {
     void add(const Kernels& k) { tables[count++] = &k; }
 };
 
+#if TREADLE_HAVE_AVX512
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
+}
+#endif
+
+#if TREADLE_HAVE_AMX
+// Tiles of int8 and bf16, and the kernel's leave for this process to use their registers.
+bool has_amx() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    constexpr unsigned kTiles = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, tile, int8
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) != kTiles) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 #if TREADLE_HAVE_AVX2
 bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
@@ -63,11 +95,11 @@ bool has_avxvnni() {
 
 Supported detect() {
     Supported s;
+#if TREADLE_HAVE_AMX
+    if (has_avx512() && has_amx()) s.add(amx::table());
+#endif
 #if TREADLE_HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
-        s.add(avx512::table());
+    if (has_avx512()) s.add(avx512::table());
 #endif
 #if TREADLE_HAVE_AVXVNNI
     if (has_avx2() && has_avxvnni()) s.add(avxvnni::table());

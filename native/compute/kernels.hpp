@@ -182,6 +182,11 @@ struct Kernels {
                       int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
     void (*matmul_f32)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+    // cols numbers rounded to bf16 (nearest, ties to even); an odd count is followed by one 0.
+    void (*round_bf16)(const float* x, int64_t cols, uint16_t* y);
+    // The same product of bf16 rows (x [rows, ldx], ldx even, rounded by round_bf16) on bf16 weights.
+    void (*matmul_bf16)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
+                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue);
     // Row `row` of the matrix, dequantised exactly, to dst[cols].
     void (*unpack_row)(const PackedMatrix& w, int64_t row, float* dst);
 
@@ -236,7 +241,7 @@ struct Kernels {
     void (*probe_read)(const std::byte* data, int64_t bytes, int32_t* sink);
 };
 
-// The table of the best ISA this CPU runs; TREADLE_ISA=avx512|avxvnni|avx2|neon|plain in the environment asks for another.
+// The table of the best ISA this CPU runs; TREADLE_ISA=amx|avx512|avxvnni|avx2|neon|plain in the environment asks for another.
 // Throws std::runtime_error if that one is unknown, not built or not supported by the CPU.
 const Kernels& kernels();
 const Kernels* kernels_for(std::string_view isa);     // null if not built or not supported

@@ -10,6 +10,7 @@ constexpr int64_t kManyRows = 32;
 constexpr int64_t kManyPieces = 8, kFewPieces = 4;
 
 bool takes_i8(const PackedMatrix& w, bool exact) { return !exact && !compute::is_float(w.type); }
+bool takes_bf16(const PackedMatrix& w, bool exact) { return !exact && w.type == compute::DType::bf16; }
 
 }  // namespace
 
@@ -35,16 +36,22 @@ RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, N
     : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), exact_(context.exact), norm_(norm),
       gathers_(gathers) {}
 
-void RowInput::serves(const PackedMatrix& w) { (takes_i8(w, exact_) ? wants_i8_ : wants_f32_) = true; }
+void RowInput::serves(const PackedMatrix& w) {
+    (takes_i8(w, exact_) ? wants_i8_ : takes_bf16(w, exact_) ? wants_bf16_ : wants_f32_) = true;
+}
+
+RowInput::Forms RowInput::take(Carver& carver, int64_t rows) const {
+    Forms forms;
+    if (wants_f32_ && (norm_.present || gathers_)) forms.f32 = carver.take<float>(rows * cols_);
+    if (wants_i8_) forms.i8 = carver.take<std::byte>(kernels_->quant_bytes(rows, cols_));
+    if (wants_bf16_) forms.bf16 = carver.take<uint16_t>(rows * ld_bf16());
+    return forms;
+}
 
 RowInput::Pieces RowInput::carve(Carver& team, Carver& own) const {
-    const bool copies = norm_.present || gathers_;
-    const int64_t few = std::min(kRedundantRows, max_rows_);
     Pieces pieces;
-    if (wants_f32_ && copies) pieces.team_f32 = team.take<float>(max_rows_ * cols_);
-    if (wants_i8_) pieces.team_i8 = team.take<std::byte>(kernels_->quant_bytes(max_rows_, cols_));
-    if (wants_f32_ && copies) pieces.own_f32 = own.take<float>(few * cols_);
-    if (wants_i8_) pieces.own_i8 = own.take<std::byte>(kernels_->quant_bytes(few, cols_));
+    pieces.team = take(team, max_rows_);
+    pieces.own = take(own, std::min(kRedundantRows, max_rows_));
     if (norm_.present) pieces.row = own.take<float>(cols_);
     return pieces;
 }
@@ -56,11 +63,11 @@ Needs RowInput::needs() const {
 }
 
 void RowInput::make(const float* x, int64_t ldx, Range range, int64_t rows, const int32_t* gather,
-                    const Kernels& kernels, float* wide, std::byte* quants, float* row) const {
+                    const Kernels& kernels, const Forms& to, float* row) const {
     for (int64_t r = range.first; r < range.last; ++r) {
         const float* source = x + (gather ? gather[r] : r) * ldx;
-        if (wide || norm_.present) {
-            float* target = wide ? wide + r * cols_ : row;
+        if (to.f32 || norm_.present) {
+            float* target = to.f32 ? to.f32 + r * cols_ : row;
             if (norm_.present) {
                 norm_.apply(kernels, source, cols_, target);
             } else {
@@ -69,7 +76,8 @@ void RowInput::make(const float* x, int64_t ldx, Range range, int64_t rows, cons
             source = target;
         }
         // A leading dimension of 0 makes `source` row r.
-        if (quants) kernels.quantise(source, 0, r, r + 1, rows, cols_, quants);
+        if (to.i8) kernels.quantise(source, 0, r, r + 1, rows, cols_, to.i8);
+        if (to.bf16) kernels.round_bf16(source, cols_, to.bf16 + r * ld_bf16());
     }
 }
 
@@ -78,18 +86,17 @@ ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int
     Carver team(shared), own(scratch);
     const Pieces pieces = carve(team, own);
     const bool few = rows <= kRedundantRows;
-    float* wide = few ? pieces.own_f32 : pieces.team_f32;
-    std::byte* quants = few ? pieces.own_i8 : pieces.team_i8;
+    const Forms& to = few ? pieces.own : pieces.team;
     const auto make_range = [&](Range range) {
-        make(x, ldx, range, rows, gather, worker.kernels, wide, quants, pieces.row);
+        make(x, ldx, range, rows, gather, worker.kernels, to, pieces.row);
     };
     if (few) {
         make_range({0, rows});
-    } else if (wide || quants) {
+    } else if (to.f32 || to.i8 || to.bf16) {
         worker.each(rows, worker.piece(rows, kFewPieces), make_range);
         worker.sync();
     }
-    return {wide ? wide : x, wide ? cols_ : ldx, quants, rows};
+    return {to.f32 ? to.f32 : x, to.f32 ? cols_ : ldx, to.i8, to.bf16, ld_bf16(), rows};
 }
 
 int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w) {
@@ -102,6 +109,9 @@ void multiply(const Product& product, Range strips, const ReadyRows& rows, const
     if (takes_i8(*product.w, exact)) {
         kernels.matmul_i8(*product.w, strips.first, strips.last, rows.quants, rows.rows, product.y,
                           product.ldy, product.epilogue, scratch);
+    } else if (takes_bf16(*product.w, exact)) {
+        kernels.matmul_bf16(*product.w, strips.first, strips.last, rows.halves, rows.ld_halves, rows.rows,
+                            product.y, product.ldy, product.epilogue);
     } else {
         kernels.matmul_f32(*product.w, strips.first, strips.last, rows.x, rows.ldx, rows.rows, product.y,
                            product.ldy, product.epilogue, scratch);

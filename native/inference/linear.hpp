@@ -27,11 +27,13 @@ struct Norm {
 // From a norm's own parameter block and weights (gain; gain, bias).
 Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_t cols);
 
-// Rows as matrices take them: f32, and int8 where a matrix wants it.
+// Rows as matrices take them: f32, and int8 or bf16 where a matrix wants them.
 struct ReadyRows {
     const float* x = nullptr;
     int64_t ldx = 0;
     const std::byte* quants = nullptr;
+    const uint16_t* halves = nullptr;  // bf16
+    int64_t ld_halves = 0;
     int64_t rows = 0;
 };
 
@@ -52,16 +54,20 @@ class RowInput {
 
   private:
     // The pieces of the workspace; null where a form is not needed. `own` ones hold few rows.
+    struct Forms {
+        float* f32 = nullptr;
+        std::byte* i8 = nullptr;
+        uint16_t* bf16 = nullptr;
+    };
     struct Pieces {
-        float* team_f32 = nullptr;
-        std::byte* team_i8 = nullptr;
-        float* own_f32 = nullptr;
-        std::byte* own_i8 = nullptr;
+        Forms team, own;
         float* row = nullptr;
     };
     Pieces carve(Carver& team, Carver& own) const;
+    Forms take(Carver& carver, int64_t rows) const;
     void make(const float* x, int64_t ldx, Range range, int64_t rows, const int32_t* gather,
-              const Kernels& kernels, float* wide, std::byte* quants, float* row) const;
+              const Kernels& kernels, const Forms& to, float* row) const;
+    int64_t ld_bf16() const { return (cols_ + 1) / 2 * 2; }
 
     const Kernels* kernels_ = nullptr;
     int64_t cols_ = 0;
@@ -70,6 +76,7 @@ class RowInput {
     Norm norm_;
     bool gathers_ = false;
     bool wants_i8_ = false;
+    bool wants_bf16_ = false;
     bool wants_f32_ = false;
 };
 

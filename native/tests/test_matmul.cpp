@@ -22,8 +22,16 @@ using Product = std::vector<float>;
 
 constexpr float kUntouched = -12345.5f;
 
-Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case& c, bool quantised,
+enum class Form { f32, i8, bf16 };  // of the rows
+
+bool has(DType type, Form form) {
+    if (form == Form::bf16) return type == DType::bf16;
+    return form == Form::f32 || !is_float(type);
+}
+
+Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case& c, Form form,
                  int64_t splits) {
+    const bool quantised = form == Form::i8;
     const PackedMatrix& m = w.matrix;
     Product y(static_cast<size_t>(c.rows * c.ldy + 1), kUntouched);
     Epilogue e;
@@ -34,10 +42,17 @@ Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case
         k.quantise(in.x.data() + 1, c.ldx, middle, c.rows, c.rows, m.cols, xq.data());
         k.quantise(in.x.data() + 1, c.ldx, 0, middle, c.rows, m.cols, xq.data());
     }
+    const int64_t ld_halves = (m.cols + 1) / 2 * 2;
+    std::vector<uint16_t> halves(static_cast<size_t>(form == Form::bf16 ? c.rows * ld_halves : 0));
+    if (form == Form::bf16)
+        for (int64_t r = 0; r < c.rows; ++r)
+            k.round_bf16(in.x.data() + 1 + r * c.ldx, m.cols, halves.data() + r * ld_halves);
     for (int64_t i = 0; i < splits; ++i) {
         const int64_t s0 = m.strips() * i / splits, s1 = m.strips() * (i + 1) / splits;
         float* out = y.data() + 1;  // misaligned on purpose
         if (quantised) k.matmul_i8(m, s0, s1, xq.data(), c.rows, out, c.ldy, e, scratch.data());
+        else if (form == Form::bf16)
+            k.matmul_bf16(m, s0, s1, halves.data(), ld_halves, c.rows, out, c.ldy, e);
         else k.matmul_f32(m, s0, s1, in.x.data() + 1, c.ldx, c.rows, out, c.ldy, e, scratch.data());
     }
     return y;
@@ -72,14 +87,33 @@ double expected_f32(const FileMatrix& m, const float* x, int64_t col) {
     return total;
 }
 
+// Nearest of eight significant bits, ties to even.
+double nearest_bf16(double x) {
+    if (x == 0) return 0;
+    const int exponent = std::ilogb(x) - 7;
+    return std::ldexp(std::nearbyint(std::ldexp(x, -exponent)), exponent);
+}
+
+double expected_bf16(const FileMatrix& m, const float* x, int64_t col) {
+    double total = 0;
+    for (int64_t k = 0; k < m.cols; ++k)
+        total += m.values[static_cast<size_t>(col * m.cols + k)] * nearest_bf16(x[k]);
+    return total;
+}
+
+double expected(const FileMatrix& m, const float* x, int64_t col, Form form) {
+    return form == Form::i8 ? expected_i8(m, x, col)
+                            : (form == Form::bf16 ? expected_bf16 : expected_f32)(m, x, col);
+}
+
 void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, const Product& y,
-                          bool quantised, const std::string& name) {
+                          Form form, const std::string& name) {
     for (int64_t r = 0; r < c.rows; ++r) {
         double norm = 1e-6;
         const float* x = in.x.data() + 1 + r * c.ldx;
         for (int64_t k = 0; k < m.cols; ++k) norm += static_cast<double>(x[k]) * x[k];
         for (int64_t col = 0; col < m.rows; ++col) {
-            double want = quantised ? expected_i8(m, x, col) : expected_f32(m, x, col);
+            double want = expected(m, x, col, form);
             if (c.epilogue) {
                 want = (want + in.bias[static_cast<size_t>(col)]) * 0.625 +
                        in.residual[static_cast<size_t>(r * c.ldy + col)];
@@ -112,19 +146,21 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
     const FileMatrix m = make_file(type, matrix_rows, cols, 7 + static_cast<uint64_t>(cols));
     const Packed w(m);
     for (const int64_t rows : row_counts)
-        for (int mode = 0; mode < 2; ++mode) {
-            const bool quantised = mode == 1;
-            if (quantised && is_float(type)) continue;
+        for (const Form form : {Form::f32, Form::i8, Form::bf16}) {
+            if (!has(type, form)) continue;
             const Case c{rows, cols + 3, matrix_rows + 2, rows % 2 == 0};
             const Inputs in = make_inputs(m, c, static_cast<uint64_t>(rows));
-            const Product plain = multiply(*kernels_for("plain"), w, in, c, quantised, 1);
+            const Product plain = multiply(*kernels_for("plain"), w, in, c, form, 1);
             const std::string name = "type " + std::to_string(static_cast<int>(type)) +
-                                     (quantised ? " i8 " : " f32 ") + std::to_string(matrix_rows) + "x" +
+                                     (form == Form::i8     ? " i8 "
+                                      : form == Form::bf16 ? " bf16 "
+                                                           : " f32 ") +
+                                     std::to_string(matrix_rows) + "x" +
                                      std::to_string(cols) + " rows " + std::to_string(rows);
-            check_against_double(m, in, c, plain, quantised, name + " plain");
+            check_against_double(m, in, c, plain, form, name + " plain");
             for (const Kernels* k : supported_kernels()) {
                 for (const int64_t splits : {1, 3})
-                    check(same_bits(multiply(*k, w, in, c, quantised, splits), plain),
+                    check(same_bits(multiply(*k, w, in, c, form, splits), plain),
                           name + " " + k->name + " is not plain's");
                 Case alone = c;  // the last row by itself
                 alone.rows = 1;
@@ -132,7 +168,7 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
                 Inputs last = in;
                 last.x.erase(last.x.begin(), last.x.begin() + (rows - 1) * c.ldx);
                 last.residual.erase(last.residual.begin(), last.residual.begin() + (rows - 1) * c.ldy);
-                const Product y = multiply(*k, w, last, alone, quantised, 1);
+                const Product y = multiply(*k, w, last, alone, form, 1);
                 check(std::memcmp(y.data() + 1, plain.data() + 1 + (rows - 1) * c.ldy,
                                   static_cast<size_t>(matrix_rows) * 4) == 0,
                       name + " " + k->name + ": a row alone differs");
@@ -177,7 +213,8 @@ void test_exact_integers(DType type) {
     const Packed w(m);
     for (const Kernels* k : supported_kernels())
         for (const bool quantised : {true, false}) {
-            const Product y = multiply(*k, w, in, {rows, cols, m.rows, false}, quantised, 1);
+            const Product y =
+                multiply(*k, w, in, {rows, cols, m.rows, false}, quantised ? Form::i8 : Form::f32, 1);
             for (int64_t r = 0; r < rows; ++r)
                 for (int64_t c = 0; c < m.rows; ++c) {
                     double want = 0;
@@ -249,7 +286,7 @@ int main() {
         test_product(type, 37, 96, every);
         test_product(type, 16, 32, {1, 2, 5});
         test_product(type, 1, 64, {1, 3});
-        test_product(type, 112, 576, {1, 8, 17});
+        test_product(type, 112, 576, {1, 8, 17, 50, 64});
     };
     const auto blocks = [](DType type) {
         test_exact_integers(type);
@@ -269,7 +306,7 @@ int main() {
     for (const DType type : kBlocksOf256) {
         test_product(type, 37, 256, every);
         test_product(type, 1, 512, {1, 3});
-        test_product(type, 112, 768, {1, 8, 17});  // more blocks than a panel holds
+        test_product(type, 112, 768, {1, 8, 17, 50});  // more blocks than a panel holds
         blocks(type);
         check(!packable(type, 96) && packable(type, 512), "packable by 256");
     }

@@ -4,37 +4,6 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-#if defined(__AMX_INT8__)
-// Two by two matrix tiles of 16 rows of 64 bytes at once, as a matrix product has; zeros, which take as long as any.
-// `kBf16`: of bf16, else of int8. Returns the operations done.
-template <bool kBf16>
-int64_t probe_tiles(int64_t rounds) {
-    struct {
-        uint8_t palette = 1, start = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } shapes;
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
-    for (int64_t r = 0; r < rounds; ++r) {
-        if constexpr (kBf16) {
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        } else {
-            _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 4, 7);
-            _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
-        }
-    }
-    asm volatile("tilerelease");
-    return rounds * 4 * 16 * 16 * (kBf16 ? 32 : 64) * 2;
-}
-
-int64_t probe_dot(int64_t rounds, int32_t* /*sink*/) { return probe_tiles<false>(rounds); }
-int64_t probe_bf16(int64_t rounds, float* /*sink*/) { return probe_tiles<true>(rounds); }
-#else
 // Independent chains, enough to hide the latency of the dot instruction, eight dots each in turn as a block of a matrix
 // product has. Returns the operations done (a multiply and an add for each byte); the sums go to `sink` so that none of
 // it is dropped.
@@ -64,7 +33,6 @@ int64_t probe_dot(int64_t rounds, int32_t* sink) {
 
 // bf16 is multiplied as f32.
 int64_t probe_bf16(int64_t rounds, float* sink) { return probe_fma(rounds, sink); }
-#endif
 
 // The same for f32: independent chains of fused multiply-adds. Returns the operations done, two for each.
 int64_t probe_fma(int64_t rounds, float* sink) {

@@ -11,6 +11,8 @@ const Kernels& table() {
         .matmul_scratch_bytes = matmul_scratch_bytes,
         .matmul_i8 = matmul_i8,
         .matmul_f32 = matmul_f32,
+        .round_bf16 = round_bf16,
+        .matmul_bf16 = matmul_bf16,
         .unpack_row = unpack_row,
         .encode_row = encode_row,
         .rmsnorm = rmsnorm,

@@ -1,0 +1,27 @@
+// The kernel table of machines with matrix tiles (AMX): that of AVX-512 with what tiles do better. int8 products are not
+// among it: each 32 columns bring scales of their own, so a tile's sums would leave it after one instruction, and tile and
+// vector instructions take turns instead of overlapping.
+#include "compute/isa/table.hpp"
+
+namespace treadle::compute {
+
+namespace avx512 {
+const Kernels& table();
+}
+
+namespace TREADLE_ISA_NS {
+
+const Kernels& table() {
+    static const Kernels kTable = [] {
+        Kernels k = avx512::table();
+        k.name = TREADLE_ISA_NAME;
+        k.matmul_bf16 = matmul_bf16;
+        k.probe_dot = probe_dot;
+        k.probe_bf16 = probe_bf16;
+        return k;
+    }();
+    return kTable;
+}
+
+}  // namespace TREADLE_ISA_NS
+}  // namespace treadle::compute
