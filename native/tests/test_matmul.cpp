@@ -106,8 +106,8 @@ double expected(const FileMatrix& m, const float* x, int64_t col, Form form) {
                             : (form == Form::bf16 ? expected_bf16 : expected_f32)(m, x, col);
 }
 
-void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, const Product& y,
-                          Form form, const std::string& name) {
+void check_against_double(const FileMatrix& m, const Inputs& in, const Case& c, const Product& y, Form form,
+                          const std::string& name) {
     for (int64_t r = 0; r < c.rows; ++r) {
         double norm = 1e-6;
         const float* x = in.x.data() + 1 + r * c.ldx;
@@ -155,8 +155,8 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
                                      (form == Form::i8     ? " i8 "
                                       : form == Form::bf16 ? " bf16 "
                                                            : " f32 ") +
-                                     std::to_string(matrix_rows) + "x" +
-                                     std::to_string(cols) + " rows " + std::to_string(rows);
+                                     std::to_string(matrix_rows) + "x" + std::to_string(cols) + " rows " +
+                                     std::to_string(rows);
             check_against_double(m, in, c, plain, form, name + " plain");
             for (const Kernels* k : supported_kernels()) {
                 for (const int64_t splits : {1, 3})

@@ -38,20 +38,20 @@ TREADLE_INLINE void tile_block(const uint16_t* x, int64_t ldx, bool lower, const
     const int64_t line = 64, stride = 2 * ldx;
     asm volatile(
         "tileloadd (%0,%2,1), %%tmm4\n\t"
-        "tileloadd (%1,%3,1), %%tmm6\n\t" TREADLE_TILE_SUM(0, 4, 6)
-        "tileloadd (%4,%3,1), %%tmm7\n\t" TREADLE_TILE_SUM(1, 4, 7) ::"r"(x),
+        "tileloadd (%1,%3,1), %%tmm6\n\t" TREADLE_TILE_SUM(
+            0, 4, 6) "tileloadd (%4,%3,1), %%tmm7\n\t" TREADLE_TILE_SUM(1, 4, 7)::"r"(x),
         "r"(first), "r"(stride), "r"(line), "r"(second)
         : "memory");
     if (lower)
         asm volatile("tileloadd (%0,%1,1), %%tmm5\n\t" TREADLE_TILE_SUM(2, 5, 6)
-                         TREADLE_TILE_SUM(3, 5, 7) ::"r"(x + kTileRows * ldx),
+                         TREADLE_TILE_SUM(3, 5, 7)::"r"(x + kTileRows * ldx),
                      "r"(stride)
                      : "memory");
 }
 
 // Up to 32 rows by two strips.
-void matrix_tile(const Bf16Product& p, const uint16_t* first, const uint16_t* second, int64_t row, int64_t rows,
-                 int64_t col) {
+void matrix_tile(const Bf16Product& p, const uint16_t* first, const uint16_t* second, int64_t row,
+                 int64_t rows, int64_t col) {
     const bool lower = rows > kTileRows;
     const int64_t whole = p.w.cols / kBlock;
     const uint16_t* x = p.x + row * p.ldx;

@@ -67,7 +67,7 @@ __attribute__((noinline)) void vector_tile(const Bf16Product& p, const uint16_t*
 
 constexpr int kBf16Rows = kLanes == 16 ? 4 : 1;
 constexpr int kGroup = kLanes == 16 ? 2 : 1;  // strips of a register tile
-constexpr int64_t kRowChunk = 64;  // rows that pass a group of strips before the next group
+constexpr int64_t kRowChunk = 64;             // rows that pass a group of strips before the next group
 
 void vector_product(const Bf16Product& p, int64_t strip0, int64_t strip1) {
     for (int64_t row0 = 0; row0 < p.rows; row0 += kRowChunk)
