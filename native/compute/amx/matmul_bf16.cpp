@@ -18,11 +18,7 @@ constexpr int64_t kFewestRows = 3;  // that go to matrix tiles
 
 // Two by two tiles: 0-3 the sums, 4 and 5 the rows, 6 and 7 the strips.
 TileShapes sum_shapes(int64_t rows) {
-    TileShapes shapes;
-    for (int i = 0; i < 8; ++i) {
-        shapes.row_bytes[i] = 64;
-        shapes.rows[i] = 16;
-    }
+    TileShapes shapes = whole_tiles();
     const auto upper = static_cast<uint8_t>(least(rows, kTileRows));
     const auto lower = static_cast<uint8_t>(most(1, least(rows - kTileRows, kTileRows)));
     shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = upper;

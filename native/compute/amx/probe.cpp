@@ -10,12 +10,7 @@ namespace treadle::compute::TREADLE_ISA_NS {
 // `kBf16`: of bf16, else of int8. Returns the operations done.
 template <bool kBf16>
 int64_t probe_tiles(int64_t rounds) {
-    TileShapes shapes;
-    for (int i = 0; i < 8; ++i) {
-        shapes.row_bytes[i] = 64;
-        shapes.rows[i] = 16;
-    }
-    const TileConfig config(shapes);
+    const TileConfig config(whole_tiles());
     for (int64_t r = 0; r < rounds; ++r) {
         if constexpr (kBf16) {
             _tile_dpbf16ps(0, 4, 6);

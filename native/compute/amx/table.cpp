@@ -16,6 +16,9 @@ const Kernels& table() {
         Kernels k = avx512::table();
         k.name = TREADLE_ISA_NAME;
         k.matmul_bf16 = matmul_bf16;
+        k.attend = attend;
+        k.attend_part = attend_part;
+        k.attend_merge = attend_merge;
         k.probe_dot = probe_dot;
         k.probe_bf16 = probe_bf16;
         return k;

@@ -11,6 +11,16 @@ struct TileShapes {
     uint8_t rows[16] = {};
 };
 
+// Eight tiles of 16 rows of 64 bytes.
+inline TileShapes whole_tiles() {
+    TileShapes shapes;
+    for (int i = 0; i < 8; ++i) {
+        shapes.row_bytes[i] = 64;
+        shapes.rows[i] = 16;
+    }
+    return shapes;
+}
+
 // In force while it lives.
 class TileConfig {
   public:

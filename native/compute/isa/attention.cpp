@@ -10,8 +10,10 @@
 
 #include "compute/isa/attend_products.hpp"
 #include "compute/isa/attend_soften.hpp"
-#include "compute/isa/attend_tiles.hpp"
 #include "compute/isa/table.hpp"
+#if defined(__AMX_BF16__)
+#include "compute/amx/attend_tiles.hpp"
+#endif
 
 namespace treadle::compute::TREADLE_ISA_NS {
 

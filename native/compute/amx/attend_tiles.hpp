@@ -2,9 +2,10 @@
 // of a split are interleaved in pairs once for all rows; scores and weights pass through memory, as the softmax needs them.
 #pragma once
 
-#include "compute/isa/attend_soften.hpp"
+#include <immintrin.h>
 
-#if defined(__AMX_BF16__)
+#include "compute/amx/tile_config.hpp"
+#include "compute/isa/attend_soften.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
@@ -15,22 +16,6 @@ static_assert(kLanes == 16 && kChunkRows % kRowBlock == 0 && kSplit % kRowBlock 
 TREADLE_INLINE bool tiles_serve(const Work& w) {
     return w.rows > kTileRows / 2 && w.a.kv.key_dim % 2 == 0 && w.a.kv.value_dim % kBlock == 0;
 }
-
-// Eight tiles of 16 rows of 64 bytes while it lives.
-class PairTiles {
-  public:
-    PairTiles() {
-        alignas(64) struct {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } shape;
-        asm volatile("ldtilecfg %0" ::"m"(shape));
-    }
-    ~PairTiles() { asm volatile("tilerelease"); }
-    PairTiles(const PairTiles&) = delete;
-    PairTiles& operator=(const PairTiles&) = delete;
-};
 
 // c[32, 32] = a[32, 32 * steps] @ b, as four tiles. b: two columns of tiles, `b_next` bytes apart; a step goes on by 64 bytes
 // in a and by 1024 in b.
@@ -122,7 +107,7 @@ void run_split_on_tiles(const Work& w, int64_t base, Range seen) {
     const Range all{seen.first / kBlock * kBlock, seen.end};
     auto* pairs = reinterpret_cast<uint16_t*>(w.unit);
     const auto* bytes = reinterpret_cast<const std::byte*>(w.unit);
-    const PairTiles tiles;
+    const TileConfig config(whole_tiles());
     const auto row_blocks = [&](auto body) {
         for (int64_t row = 0; row < w.rows; row += kRowBlock) {
             const Range range = w.seen(row, least(kRowBlock, w.rows - row), all);
@@ -153,5 +138,3 @@ void run_split_on_tiles(const Work& w, int64_t base, Range seen) {
 }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS
-
-#endif
