@@ -25,10 +25,6 @@ constexpr int kLooks = 32;
 // Between two steps lies the host's part, some hundreds of microseconds: worth watching this much longer than for a phase.
 constexpr int64_t kIdleFactor = 8;
 
-// With more threads than processors the one waited for is likely to be next on this processor: yielding is cheaper than
-// parking. Otherwise whoever is next belongs to somebody else, and would keep the processor for a time slice.
-constexpr int kYields = 4;
-
 int cpus() {  // that this process may use
     const auto count = static_cast<int>(std::thread::hardware_concurrency());
     return count > 0 ? count : INT32_MAX;
@@ -96,14 +92,6 @@ bool Signal::watch(uint32_t old, int64_t ns) const {
     return false;
 }
 
-bool Signal::yield(uint32_t old) const {
-    for (int i = 0; i < kYields; ++i) {
-        std::this_thread::yield();
-        if (value() != old) return true;
-    }
-    return false;
-}
-
 void Signal::park(uint32_t old) {
     parked_.fetch_add(1, std::memory_order_seq_cst);
     while (value_.load(std::memory_order_seq_cst) == old) sleep_while(value_, old);
@@ -120,7 +108,7 @@ void Barrier::arrive_and_wait() {
         arrived_.store(0, std::memory_order_relaxed);
         round_.bump();
     } else if (crowded_) {
-        if (!round_.yield(round)) round_.park(round);
+        round_.park(round);
     } else if (!round_.glance(round)) {
         const bool rewarded = round_.watch(round, patience_.ns());
         patience_.learn(rewarded);
@@ -164,7 +152,7 @@ void ThreadPool::run(const std::function<void(int)>& task) {
 void ThreadPool::work(int thread) {
     // Signals start at 0 and only run() and the destructor bump them, so no start can be missed.
     for (uint32_t seen = 0;; ++seen) {
-        if (!start_.watch(seen, kIdleFactor * patience_.ns())) start_.park(seen);
+        if (barrier_.crowded() || !start_.watch(seen, kIdleFactor * patience_.ns())) start_.park(seen);
         if (stop_.load(std::memory_order_acquire)) return;
         (*task_)(thread);
         done_.arrive_and_wait();

@@ -45,7 +45,6 @@ class Signal {
     void bump();                                 // makes a new value and wakes all waiters
     bool glance(uint32_t old) const;             // looks for about a microsecond; true if it changed
     bool watch(uint32_t old, int64_t ns) const;  // the same for a given time
-    bool yield(uint32_t old) const;              // lets other threads run; true if it changed
     void park(uint32_t old);                     // returns when it has changed
 
   private:
@@ -57,10 +56,12 @@ class Barrier {
   public:
     Barrier(int threads, Patience& patience);
     void arrive_and_wait();
+    // More threads than processors: whoever is waited for needs the processor that watching would keep.
+    bool crowded() const { return crowded_; }
 
   private:
     const int threads_;
-    const bool crowded_;  // more threads than processors
+    const bool crowded_;
     Patience& patience_;
     alignas(64) std::atomic<int> arrived_{0};
     Signal round_;
