@@ -2,10 +2,9 @@
 // prefill in GFLOP/s, decode in GB/s of keys and values and as a share of the read probe. One thread; not a test.
 // Usage: bench_attention [isa|-] [f32|f16|bf16|q8_0 ...]
 #include <algorithm>
-#include <chrono>
-#include <functional>
 #include <string_view>
 
+#include "best_seconds.hpp"
 #include "check.hpp"
 #include "compute/kernels.hpp"
 #include "compute/probe.hpp"
@@ -14,19 +13,6 @@ using namespace treadle::compute;
 using namespace treadle::test;
 
 namespace {
-
-double best_seconds(const std::function<void()>& f, double budget = 0.25) {
-    using Clock = std::chrono::steady_clock;
-    double best = 1e9, total = 0;
-    while (total < budget) {
-        const auto start = Clock::now();
-        f();
-        const double s = std::chrono::duration<double>(Clock::now() - start).count();
-        best = std::min(best, s);
-        total += s;
-    }
-    return best;
-}
 
 struct Type {
     const char* name;

@@ -1,9 +1,8 @@
 // Micro-benchmark of the kernels on SmolLM2-135M's and a 1B model's shapes: GOP/s, GB/s and the share of this machine's
 // probed limits. Not a test. Usage: bench_kernels [isa [type ...]]
 #include <algorithm>
-#include <chrono>
-#include <functional>
 
+#include "best_seconds.hpp"
 #include "check.hpp"
 #include "compute/kernels.hpp"
 #include "compute/probe.hpp"
@@ -12,19 +11,6 @@ using namespace treadle::compute;
 using namespace treadle::test;
 
 namespace {
-
-double best_seconds(const std::function<void()>& f, double budget = 0.3) {
-    using Clock = std::chrono::steady_clock;
-    double best = 1e9, total = 0;
-    while (total < budget) {
-        const auto start = Clock::now();
-        f();
-        const double s = std::chrono::duration<double>(Clock::now() - start).count();
-        best = std::min(best, s);
-        total += s;
-    }
-    return best;
-}
 
 struct Named {
     DType type;
