@@ -6,9 +6,6 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-// Zero where |x| < limit.
-TREADLE_INLINE F flushed(F x, float limit) { return select(less(abs(x), set1(limit)), zero(), x); }
-
 // One vector of scores: softcap, slope, mask. `offset` counts positions from `base`.
 TREADLE_INLINE F adjust_scores(const Work& w, int64_t row, int64_t base, int64_t offset, F s) {
     alignas(64) static constexpr float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

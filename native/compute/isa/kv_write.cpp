@@ -97,7 +97,7 @@ void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int
             case DType::bf16:
                 write_head<uint16_t>(kv, to, key, value, [](uint16_t* p, F x) {
                     x = min(max(x, set1(-kLargestBf16)), set1(kLargestBf16));
-                    store_bf16(p, round_bf16(select(less(abs(x), set1(kSmallestBf16)), zero(), x)));
+                    store_bf16(p, round_bf16(flushed(x, kSmallestBf16)));
                 });
                 break;
             case DType::q8_0:

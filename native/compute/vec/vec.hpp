@@ -56,6 +56,9 @@ TREADLE_INLINE void vstore_n(float* p, const V16& a, int64_t n) {
     for (int i = 0; i < n; ++i) p[i] = t[i];
 }
 
+// Zero where |x| < limit.
+TREADLE_INLINE F flushed(F x, float limit) { return select(less(abs(x), set1(limit)), zero(), x); }
+
 // Canonical trees: lanes 8 apart, then 4, 2, 1.
 TREADLE_INLINE float reduce_add(V16 a) {
     for (int parts = kParts / 2; parts > 0; parts /= 2)
