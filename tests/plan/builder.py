@@ -27,11 +27,11 @@ from treadle.plan.ir import (
 )
 from treadle.plan.liveness import analyse
 from treadle.plan.ops import OPS, SYMBOLS, StateRule
+from treadle.plan.param_struct import Params
 from treadle.plan.params import (
     AttentionParams,
     EmbeddingParams,
     LMHeadParams,
-    Params,
     ResidualAddParams,
     RMSNormParams,
     SwiGLUParams,

@@ -17,23 +17,18 @@ from treadle.plan import upgrade
 from treadle.plan.codec import load
 from treadle.plan.ir import ModelPlans, Opcode, ParamBlock
 from treadle.plan.ops import OPS
+from treadle.plan.param_struct import F32, MAX_PAYLOAD, U32, Params, header, layout
 from treadle.plan.params import (
-    F32,
-    MAX_PAYLOAD,
     PARAMS,
-    U32,
     AttentionParams,
     GatedDeltaNetParams,
     LMHeadParams,
     MambaParams,
     MLAParams,
-    Params,
     RMSNormParams,
     ShortConvParams,
     abi,
     check_abi,
-    header,
-    layout,
     unpack,
 )
 from treadle.plan.rules.values import FINITE, POSITIVE, RANGES, REQUIRED_IFF, SIZE

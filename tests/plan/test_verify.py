@@ -35,7 +35,8 @@ from treadle.plan.ir import (
     Transform,
     TransformKind,
 )
-from treadle.plan.params import Activation, AttentionParams, GroupScore, MambaNorm, Params, RMSNormParams
+from treadle.plan.param_struct import Params
+from treadle.plan.params import Activation, AttentionParams, GroupScore, MambaNorm, RMSNormParams
 from treadle.plan.rules.subject import Subject
 from treadle.plan.verify import MODEL_RULES, RULES, verify
 

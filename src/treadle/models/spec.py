@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from treadle.plan.ir import Container, DType, Generator, ModelFacts, Source, Stage, Transform
-from treadle.plan.params import Params
+from treadle.plan.param_struct import Params
 
 LAYER = "{layer}"
 """Stands in a weight's names for the number of the layer."""

@@ -24,7 +24,8 @@ from treadle.plan.ir import (
     WeightBinding,
 )
 from treadle.plan.ops import OPS, SYMBOLS
-from treadle.plan.params import Params, unpack
+from treadle.plan.param_struct import Params
+from treadle.plan.params import unpack
 from treadle.plan.rules.values import RANGES
 
 _SYMBOL_NAMES = {int(symbol): name for name, symbol in SYMBOLS.items()}

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from treadle.plan.ir import DType, Opcode, Stage, Symbol
+from treadle.plan.param_struct import Params
 from treadle.plan.params import (
     AttentionParams,
     EmbeddingParams,
@@ -23,7 +24,6 @@ from treadle.plan.params import (
     MambaParams,
     MLAParams,
     MoEParams,
-    Params,
     PoolParams,
     ResidualAddParams,
     RMSNormParams,

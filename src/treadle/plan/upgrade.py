@@ -9,7 +9,8 @@ import msgspec
 
 from treadle.errors import InvalidParamBlockABI
 from treadle.plan.ir import CompiledPlan, ModelPlans, Opcode, ParamBlock
-from treadle.plan.params import PARAMS, Params
+from treadle.plan.param_struct import Params
+from treadle.plan.params import PARAMS
 
 Upgrade = Callable[[Params], Params]
 """Pure: the params of one version to those of the next."""

@@ -32,6 +32,7 @@ from treadle.plan.ir import (
     WeightBinding,
 )
 from treadle.plan.ops import OPS
+from treadle.plan.param_struct import Params
 from treadle.plan.params import (
     KV_BLOCK,
     Activation,
@@ -39,7 +40,6 @@ from treadle.plan.params import (
     EmbeddingParams,
     LayerNormParams,
     LMHeadParams,
-    Params,
     QKNorm,
     ResidualAddParams,
     RMSNormParams,

@@ -9,7 +9,8 @@ from typing import Final
 from treadle.errors import InvalidInstructionBinding, InvalidParamBlockABI, InvalidPlan, InvalidStateDescriptorBinding
 from treadle.plan.ir import Lifecycle, StateDescriptor
 from treadle.plan.ops import OPS, StateRule
-from treadle.plan.params import MAX_PAYLOAD, PARAMS, unpack
+from treadle.plan.param_struct import MAX_PAYLOAD
+from treadle.plan.params import PARAMS, unpack
 from treadle.plan.rules.subject import Op, Rule, Subject
 from treadle.plan.rules.values import feature_findings
 from treadle.plan.upgrade import newest

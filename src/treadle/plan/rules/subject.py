@@ -15,7 +15,8 @@ import msgspec
 from treadle.errors import InvalidParamBlockABI, InvalidPlan
 from treadle.plan.ir import MAX_RANK, NO_WEIGHT, CompiledPlan, Instruction, ParamBlock, RegisterSpec, WeightBinding
 from treadle.plan.ops import OPS, SYMBOLS, OpSpec
-from treadle.plan.params import PARAMS, Params
+from treadle.plan.param_struct import Params
+from treadle.plan.params import PARAMS
 from treadle.plan.rules.values import relation_findings, value_findings
 
 MAX_ELEMENTS: Final = 1 << 48

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from treadle.plan.ir import DType
+from treadle.plan.param_struct import Params
 from treadle.plan.params import (
     KV_BLOCK,
     Activation,
@@ -23,7 +24,6 @@ from treadle.plan.params import (
     MambaParams,
     MLAParams,
     MoEParams,
-    Params,
     Pooling,
     PoolParams,
     QKNorm,
