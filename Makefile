@@ -52,8 +52,8 @@ test: .venv/.native .venv/.dev
 .PHONY: lint
 lint: export PYTHONPATH := $(CURDIR)/src
 lint: .venv/.dev
-	ruff check src tests tools bench
-	ruff format --check src tests tools bench
+	ruff check src tests tools bench examples
+	ruff format --check src tests tools bench examples
 	mypy
 	lint-imports
 	deptry src
@@ -62,8 +62,8 @@ lint: .venv/.dev
 
 .PHONY: format
 format: .venv/.dev
-	ruff check --fix --quiet src tests tools bench || true
-	ruff format --quiet src tests tools bench
+	ruff check --fix --quiet src tests tools bench examples || true
+	ruff format --quiet src tests tools bench examples
 	clang-format -i $(NATIVE_SOURCES)
 
 # $(call native_build,build folder,build type,sanitizers,more,target): configure and build native/tests

@@ -54,6 +54,9 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
         metavar="TYPE",
         help=f"encode a float checkpoint's matrices: {', '.join(QUANTISED)}",
     )
+    parser.add_argument(
+        "--family-file", metavar="FILE", help="a Python file that describes the model's family (see treadle onboard)"
+    )
     parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
     parser.add_argument(
         "--no-weight-cache",
@@ -108,6 +111,7 @@ ENGINE_FIELDS = (
     "state_tokens",
     "kv_dtype",
     "quantize",
+    "family_file",
     "allow_per_slot",
     "weight_cache",
 )

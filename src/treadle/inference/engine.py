@@ -98,6 +98,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens whose state all sequences hold together. None: max_num_seqs full ones, at most 16384 or one full one."""
     quantize: str | None = None
     """Block type that the matrices of an f32, f16 or bf16 checkpoint are encoded to as they are loaded."""
+    family_file: str | None = None
+    """A Python file that describes the model's family; it is run, and stands in for the families treadle brings."""
     allow_per_slot: bool = False
     """Bind a backend that runs some ops slot by slot."""
     weight_cache: bool = True
@@ -249,7 +251,7 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     began = time.monotonic()
     backend = _backend(options)
     quantisation = _quantisation(options.quantize, options.threads)
-    found, checkpoint = _opened(model, quantisation)
+    found, checkpoint = _opened(model, quantisation, options)
     try:
         plans, layout = _compiled(checkpoint, backend, options)
         quote = layout.quote()
@@ -279,7 +281,7 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     """Compiles and quotes without reading or allocating weights. Raises as `load`, but not OutOfMemoryQuote."""
     began = time.monotonic()
     backend = _backend(options)
-    found, checkpoint = _opened(model, _quantisation(options.quantize, options.threads))
+    found, checkpoint = _opened(model, _quantisation(options.quantize, options.threads), options)
     try:
         plans, layout = _compiled(checkpoint, backend, options)
     finally:
@@ -288,11 +290,13 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     return Description(plans, info, layout.quote())
 
 
-def _opened(model: str | Path, quantisation: Quantisation | None) -> tuple[ResolvedModel, Checkpoint]:
+def _opened(
+    model: str | Path, quantisation: Quantisation | None, options: EngineOptions
+) -> tuple[ResolvedModel, Checkpoint]:
     if is_synthetic(model):
         return ResolvedModel(str(model), Path(model), "gguf"), open_synthetic(str(model), quantisation)
     found = resolve(model)
-    return found, open_checkpoint(found.path, quantisation)
+    return found, open_checkpoint(found.path, quantisation, options.family_file)
 
 
 class QuantizeReport(msgspec.Struct, frozen=True):

@@ -48,6 +48,7 @@ class LLM:
         max_num_logits: int | None = None,
         state_tokens: int | None = None,
         quantize: str | None = None,
+        family_file: str | None = None,
         allow_per_slot: bool = False,
         weight_cache: bool = True,
         progress: Progress | None = None,
@@ -63,6 +64,7 @@ class LLM:
             max_num_logits=max_num_logits,
             state_tokens=state_tokens,
             quantize=quantize,
+            family_file=family_file,
             allow_per_slot=allow_per_slot,
             weight_cache=weight_cache,
         )

@@ -14,7 +14,7 @@ from treadle.formats.tensors import TensorSource
 from treadle.models.compile import CompileOptions, compile_model
 from treadle.models.config import Config, Keys
 from treadle.models.quantisation import Quantisation
-from treadle.models.registry import Family, family_of_gguf, family_of_json
+from treadle.models.registry import Family, family_of_file, family_of_gguf, family_of_json
 from treadle.models.spec import Architecture
 from treadle.models.synthetic import synthetic_tensors
 from treadle.models.weights import CheckpointWeights
@@ -48,17 +48,23 @@ class Checkpoint:
         self.tensors.close()
 
 
-def open_checkpoint(path: str | os.PathLike[str], quantisation: Quantisation | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    quantisation: Quantisation | None = None,
+    family_file: str | os.PathLike[str] | None = None,
+) -> Checkpoint:
     """Open a .gguf file, or a directory with config.json and safetensors. `quantisation`: of matrices, on load.
 
+    `family_file`: a user's Python file that describes the model's family; it is run.
     Raises ModelNotFound, InvalidFile (damaged) or UnsupportedModel (naming what is not known).
     """
     path = Path(path)
+    own = None if family_file is None else family_of_file(Path(family_file))
     if path.is_dir():
-        return _open_directory(path, quantisation)
+        return _open_directory(path, quantisation, own)
     if not path.exists():
         raise ModelNotFound(f"{path}: no such file or directory")
-    return _open_gguf(path, quantisation)
+    return _open_gguf(path, quantisation, own)
 
 
 def open_synthetic(model: str, quantisation: Quantisation | None = None) -> Checkpoint:
@@ -67,16 +73,16 @@ def open_synthetic(model: str, quantisation: Quantisation | None = None) -> Chec
     return _gguf_checkpoint(Path(model), tensors, quantisation)
 
 
-def read_config(path: str | os.PathLike[str]) -> tuple[Family, Config]:
-    """The family and config of a config.json."""
+def read_config(path: str | os.PathLike[str], own: Family | None = None) -> tuple[Family, Config]:
+    """The family and config of a config.json; `own`: a family of the user's."""
     values = read_json(path)
     where = Path(path).name
-    family = family_of_json(values.get("model_type"), where)
+    family = family_of_json(values.get("model_type"), where, own)
     return family, family.config.read(Keys.of_json(values, where))
 
 
-def _open_directory(path: Path, quantisation: Quantisation | None) -> Checkpoint:
-    family, config = read_config(path / CONFIG_NAME)
+def _open_directory(path: Path, quantisation: Quantisation | None, own: Family | None) -> Checkpoint:
+    family, config = read_config(path / CONFIG_NAME, own)
     architecture = family.architecture(config)
     from treadle.formats.safetensors import SafetensorsFile  # a GGUF file needs none of it
 
@@ -84,17 +90,19 @@ def _open_directory(path: Path, quantisation: Quantisation | None) -> Checkpoint
     return Checkpoint(path, tensors, config, architecture, CheckpointWeights(tensors, path.name, quantisation))
 
 
-def _open_gguf(path: Path, quantisation: Quantisation | None) -> Checkpoint:
+def _open_gguf(path: Path, quantisation: Quantisation | None, own: Family | None) -> Checkpoint:
     tensors = GGUFFile.open(path)
     try:
-        return _gguf_checkpoint(path, tensors, quantisation)
+        return _gguf_checkpoint(path, tensors, quantisation, own)
     except BaseException:
         tensors.close()
         raise
 
 
-def _gguf_checkpoint(path: Path, tensors: GGUFFile | SyntheticTensors, quantisation: Quantisation | None) -> Checkpoint:
-    family = family_of_gguf(tensors.architecture, path.name)
+def _gguf_checkpoint(
+    path: Path, tensors: GGUFFile | SyntheticTensors, quantisation: Quantisation | None, own: Family | None = None
+) -> Checkpoint:
+    family = family_of_gguf(tensors.architecture, path.name, own)
     config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
     weights = CheckpointWeights(tensors, path.name, quantisation)
     return Checkpoint(path, tensors, config, family.architecture(config), weights)

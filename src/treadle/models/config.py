@@ -126,6 +126,8 @@ class Config:
     MODEL_TYPE: ClassVar[str]
     ARCHITECTURES: ClassVar[tuple[str, ...]]
     """The classes of `architectures` in config.json whose heads this family builds."""
+    GGUF_ARCHITECTURE: ClassVar[str | None] = None
+    """general.architecture of GGUF files of this family; None: llama.cpp defines none."""
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     """More keys of config.json that do not change this family's maths."""
 

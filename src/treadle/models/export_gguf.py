@@ -23,7 +23,7 @@ from treadle.models.checkpoint import Checkpoint
 from treadle.models.config import Config, Declared, Keys, brief
 from treadle.models.decoder import DecoderConfig
 from treadle.models.quantisation import Quantisation
-from treadle.models.registry import GGUF_ARCHITECTURES, family_of_gguf
+from treadle.models.registry import family_of_gguf
 from treadle.models.rope import FREQUENCY_TENSOR, Rope, gguf_rope
 from treadle.models.transforms import FLOATS, Form, Part, arrange, check_invertible, invert
 from treadle.plan.ir import Container, DType, WeightBinding
@@ -172,7 +172,7 @@ def _raw(source: GGUFFile, name: str) -> _Tensor:
 def _converted(checkpoint: Checkpoint, tensors: Iterable[_Tensor]) -> tuple[GGUFWriter, list[_Tensor]]:
     """A file with a Hugging Face config and tokenizer as metadata, and the tensor of rope divisors if there is one."""
     config, path = checkpoint.config, checkpoint.path
-    architecture = GGUF_ARCHITECTURES.get(config.MODEL_TYPE)
+    architecture = config.GGUF_ARCHITECTURE
     if architecture is None or not isinstance(config, DecoderConfig):
         raise UnsupportedModel(f"{path}: model_type {config.MODEL_TYPE!r} has no GGUF writer yet")
     if not (path / "tokenizer.json").is_file():

@@ -1,13 +1,20 @@
-"""Which family a checkpoint belongs to; a family's file is imported when it is first asked for."""
+"""Which family a checkpoint belongs to; a family's file is imported when it is first asked for.
+
+A user's own family file, anywhere on disk, stands in for the tables: `family_of_file` reads it.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from treadle.errors import UnsupportedModel
+from treadle.errors import InvalidFile, UnsupportedModel
 from treadle.models.config import Config
 from treadle.models.spec import Architecture
 
@@ -15,9 +22,6 @@ HF_FAMILIES: Final[Mapping[str, str]] = {"llama": "llama", "mistral": "mistral"}
 """model_type of config.json -> module in families/."""
 GGUF_FAMILIES: Final[Mapping[str, str]] = {"llama": "llama"}
 """general.architecture of GGUF -> module in families/."""
-
-GGUF_ARCHITECTURES: Final[Mapping[str, str]] = {"llama": "llama", "mistral": "llama"}
-"""MODEL_TYPE of a family's config -> the architecture that GGUF files of it name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +32,60 @@ class Family:
     architecture: Callable[[Any], Architecture]
 
 
-def family_of_json(model_type: object, where: str) -> Family:
-    """The family of a config.json. Raises UnsupportedModel naming the type and those that are known."""
-    return _family(HF_FAMILIES, model_type, f"{where}: model_type")
+def family_of_json(model_type: object, where: str, own: Family | None = None) -> Family:
+    """The family of a config.json; `own`: one of the user's. Raises UnsupportedModel naming the type."""
+    field = f"{where}: model_type"
+    return (
+        _family(HF_FAMILIES, model_type, field) if own is None else _own(own, own.config.MODEL_TYPE, model_type, field)
+    )
 
 
-def family_of_gguf(architecture: object, where: str) -> Family:
-    """The family of a GGUF file. Raises UnsupportedModel naming the architecture and those that are known."""
-    return _family(GGUF_FAMILIES, architecture, f"{where}: general.architecture")
+def family_of_gguf(architecture: object, where: str, own: Family | None = None) -> Family:
+    """The family of a GGUF file; `own`: one of the user's. Raises UnsupportedModel as `family_of_json`."""
+    field = f"{where}: general.architecture"
+    if own is None:
+        return _family(GGUF_FAMILIES, architecture, field)
+    return _own(own, own.config.GGUF_ARCHITECTURE, architecture, field)
+
+
+def family_of_file(path: Path) -> Family:
+    """Runs a user's family file, which is Python code, and returns its FAMILY.
+
+    Raises InvalidFile: it cannot be read or run, or defines no FAMILY.
+    """
+    spec = importlib.util.spec_from_file_location(f"treadle_family_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InvalidFile(f"{path}: a family file is a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except OSError as error:
+        raise InvalidFile(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None
+        )
+        line = error.lineno if isinstance(error, SyntaxError) else line
+        raise InvalidFile(f"{path}: line {line}: {type(error).__name__}: {error}") from error
+    family = getattr(module, "FAMILY", None)
+    if not isinstance(family, Family):
+        raise InvalidFile(f"{path}: defines no FAMILY; a family file ends with FAMILY = Family(Config, architecture)")
+    return family
+
+
+def _own(family: Family, known: str | None, name: object, field: str) -> Family:
+    if known is None or name != known:
+        raise UnsupportedModel(f"{field}: {name!r}; the family file is for {known!r}")
+    return family
 
 
 def _family(table: Mapping[str, str], name: object, field: str) -> Family:
     if not isinstance(name, str) or name not in table:
-        raise UnsupportedModel(f"{field}: {name!r} is not supported; known: {', '.join(sorted(table))}")
+        raise UnsupportedModel(
+            f"{field}: {name!r} is not supported; known: {', '.join(sorted(table))}. "
+            "`treadle onboard` drafts a family file"
+        )
     family = importlib.import_module(f"treadle.models.families.{table[name]}").FAMILY
     assert isinstance(family, Family)
     return family

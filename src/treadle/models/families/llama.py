@@ -20,6 +20,7 @@ from treadle.models.spec import Architecture
 class LlamaConfig(DecoderConfig):
     MODEL_TYPE: ClassVar[str] = "llama"
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "LLaMAForCausalLM")
+    GGUF_ARCHITECTURE: ClassVar[str | None] = "llama"
 
     attention_bias: bool = declare(False, gguf_tensor="blk.0.attn_q.bias")
     mlp_bias: bool = declare(False, gguf_tensor="blk.0.ffn_up.bias")

@@ -19,6 +19,7 @@ from treadle.models.spec import Architecture
 class MistralConfig(DecoderConfig):
     MODEL_TYPE: ClassVar[str] = "mistral"
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("MistralForCausalLM",)
+    GGUF_ARCHITECTURE: ClassVar[str | None] = "llama"
 
     sliding_window: int | None = declare(4096, gguf="attention.sliding_window", bounds=(1, 1 << 30))
 
