@@ -26,11 +26,16 @@ from treadle.compute.reference.attention import (
 )
 from treadle.compute.reference.linear import embedding, linear, lm_head, residual_add
 from treadle.compute.reference.mlp import clamped_gate, swiglu
+from treadle.compute.reference.moe import Experts, GroupScore, Router, Score, moe, route
 from treadle.compute.reference.norm import layernorm, layernorm_per_head, rmsnorm
 from treadle.compute.reference.sampling import draw, log_probabilities, penalised, random_bits
 
 __all__ = [
     "BLOCK_Q8_0",
+    "Experts",
+    "GroupScore",
+    "Router",
+    "Score",
     "alibi_bias",
     "attention",
     "clamped_gate",
@@ -46,6 +51,7 @@ __all__ = [
     "linear",
     "lm_head",
     "log_probabilities",
+    "moe",
     "penalised",
     "random_bits",
     "relu",
@@ -53,6 +59,7 @@ __all__ = [
     "residual_add",
     "rmsnorm",
     "rope",
+    "route",
     "sigmoid",
     "silu",
     "softcap",

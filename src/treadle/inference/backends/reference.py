@@ -5,16 +5,15 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from treadle.compute import reference as ops
 from treadle.errors import Cancelled
+from treadle.inference.backends import reference_mlp as mlp
 from treadle.inference.backends.base import F32, Bytes, LinkRequest
+from treadle.inference.backends.reference_bound import I32, NUMPY, Adapter, Bound, Register, Step
 from treadle.inference.edits import RowEdits
 from treadle.inference.memory import aligned
 from treadle.inference.sampling import Sampling
@@ -32,10 +31,8 @@ from treadle.plan.ir import (
     WeightBinding,
 )
 from treadle.plan.ops import OPS
-from treadle.plan.param_struct import Params
 from treadle.plan.params import (
     KV_BLOCK,
-    Activation,
     AttentionParams,
     EmbeddingParams,
     LayerNormParams,
@@ -44,68 +41,9 @@ from treadle.plan.params import (
     ResidualAddParams,
     RMSNormParams,
     RopeStyle,
-    SwiGLUParams,
     unpack,
 )
-from treadle.plan.views import StateBlockHandle, StepLimits, TensorView
-
-Array = NDArray[np.generic]
-I32 = NDArray[np.int32]
-
-NUMPY: Final[Mapping[DType, np.dtype[np.generic]]] = {
-    DType.F32: np.dtype(np.float32),
-    DType.F16: np.dtype(np.float16),
-    DType.BF16: np.dtype(ml_dtypes.bfloat16),
-    DType.I32: np.dtype(np.int32),
-}
-ACTIVATIONS: Final[Mapping[int, Callable[[F32], F32]]] = {
-    Activation.SILU: ops.silu,
-    Activation.GELU: ops.gelu,
-    Activation.GELU_TANH: ops.gelu_tanh,
-    Activation.RELU: ops.relu,
-    Activation.RELU2: ops.relu2,
-    Activation.TANH: ops.tanh,
-    Activation.SIGMOID: ops.sigmoid,
-    Activation.IDENTITY: ops.identity,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """A logical register in its physical buffer."""
-
-    buffer: Bytes
-    spec: RegisterSpec
-
-    def view(self, sizes: Mapping[int, int]) -> Array:
-        """The register's array at the sizes of a step."""
-        shape = tuple(sizes[n] if n < 0 else n for n in self.spec.shape)
-        dtype = NUMPY[self.spec.dtype]
-        return self.buffer[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """An instruction with its operands resolved. `weights` by slot name; absent ones are None."""
-
-    opcode: Opcode
-    params: Params
-    inputs: tuple[Register | None, ...]
-    output: Register
-    weights: Mapping[str, F32 | None]
-    state: StateBlockHandle | None
-    page_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    context: ExecutionContext
-    sizes: Mapping[int, int]
-    positions: I32
-    """[rows] position of every row in its sequence."""
-
-    def input(self, op: Bound, index: int = 0) -> F32:
-        return cast(F32, cast(Register, op.inputs[index]).view(self.sizes))
+from treadle.plan.views import StepLimits, TensorView
 
 
 def _embedding(op: Bound, step: Step) -> F32:
@@ -128,22 +66,6 @@ def _layernorm(op: Bound, step: Step) -> F32:
 
 def _residual_add(op: Bound, step: Step) -> F32:
     return ops.residual_add(step.input(op), step.input(op, 1), cast(ResidualAddParams, op.params).scale)
-
-
-def _swiglu(op: Bound, step: Step) -> F32:
-    params, w = cast(SwiGLUParams, op.params), op.weights
-    clamped = params.activation == Activation.SWIGLU_CLAMPED
-    return ops.swiglu(
-        step.input(op),
-        w["gate"],
-        cast(F32, w["up"]),
-        cast(F32, w["down"]),
-        w["gate_bias"],
-        w["up_bias"],
-        w["down_bias"],
-        ops.identity if clamped else ACTIVATIONS[params.activation],
-        (params.alpha, params.limit) if clamped else None,
-    )
 
 
 def _lm_head(op: Bound, step: Step) -> F32:
@@ -240,7 +162,6 @@ def _with_past(op: Bound, step: Step, index: int, k: F32, v: F32) -> tuple[F32, 
     return kept_k.astype(np.float32), kept_v.astype(np.float32)
 
 
-Adapter = Callable[[Bound, Step], F32]
 _WEIGHTS: Final = frozenset(DType) - {DType.I8, DType.U8, DType.I32, DType.I64}
 _NATIVE: Final = AdapterCapability(dtypes=_WEIGHTS)
 _PER_SLOT: Final = AdapterCapability(dtypes=_WEIGHTS, batch=BatchSupport.PER_SLOT)
@@ -252,7 +173,8 @@ TABLE: Final[AdapterTable[Adapter]] = AdapterTable(
         Opcode.RMSNORM: (_rmsnorm, _NATIVE),
         Opcode.LAYERNORM: (_layernorm, _NATIVE),
         Opcode.MULTIHEAD_ATTENTION: (_attention, _PER_SLOT),
-        Opcode.SWIGLU: (_swiglu, _NATIVE),
+        Opcode.SWIGLU: (mlp.swiglu, _NATIVE),
+        Opcode.MOE: (mlp.moe, _NATIVE),
         Opcode.RESIDUAL_ADD: (_residual_add, _NATIVE),
         Opcode.LM_HEAD: (_lm_head, _NATIVE),
     },
@@ -264,6 +186,7 @@ CLAIMED: Final = frozenset(
         Opcode.LAYERNORM,
         Opcode.MULTIHEAD_ATTENTION,
         Opcode.SWIGLU,
+        Opcode.MOE,
         Opcode.RESIDUAL_ADD,
         Opcode.LM_HEAD,
     }
