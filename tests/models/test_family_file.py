@@ -9,7 +9,7 @@ from tests.parity import oracles
 from transformers import CohereConfig, CohereForCausalLM
 
 from treadle.cli.main import main
-from treadle.errors import InvalidFile, UnsupportedModel
+from treadle.errors import InvalidRequest, UnsupportedModel
 from treadle.inference.llm import LLM
 from treadle.models.checkpoint import open_checkpoint
 from treadle.models.registry import HF_FAMILIES
@@ -92,12 +92,12 @@ def test_a_family_file_reads_gguf_of_the_architecture_that_it_names(tmp_path, ti
 def test_a_broken_family_file_is_named_with_its_line(text, message, tmp_path, tiny_checkpoint):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    with pytest.raises(InvalidFile, match=message) as caught:
+    with pytest.raises(InvalidRequest, match=message) as caught:
         open_checkpoint(tiny_checkpoint("llama"), family_file=path)
     assert str(path) in str(caught.value)
 
 
 def test_a_missing_family_file_is_an_error(tmp_path, tiny_checkpoint):
     for name in ("none.py", "none.txt"):
-        with pytest.raises(InvalidFile, match="none"):
+        with pytest.raises(InvalidRequest, match="none"):
             open_checkpoint(tiny_checkpoint("llama"), family_file=tmp_path / name)

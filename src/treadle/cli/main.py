@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "list the models in the cache and those that can be pulled",
     "cache": "list or delete the packed weights that starts have kept",
     "plan": "show a model's compiled plan, or the memory it needs",
+    "onboard": "compare an unknown model with the known families and draft its family file",
     "quantize": "write a model as a GGUF file of another type",
     "perplexity": "measure how well a model predicts a text",
     "bench": "measure tokens a second and the share of the machine's limit",

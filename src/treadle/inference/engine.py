@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
@@ -44,6 +44,9 @@ from treadle.models.synthetic import is_synthetic
 from treadle.plan.ir import DType, ModelPlans
 from treadle.plan.views import StepLimits, TensorView
 
+if TYPE_CHECKING:
+    from treadle.models.onboard import Onboarding
+
 __all__ = [
     "KNOWN_MODELS",
     "CachedModel",
@@ -59,6 +62,7 @@ __all__ = [
     "describe",
     "list_models",
     "load",
+    "onboard",
     "pull",
     "quantize_file",
     "resolve",
@@ -356,6 +360,17 @@ def quantize_file(
         file_bytes=path.stat().st_size,
         seconds=time.monotonic() - began,
     )
+
+
+def onboard(model: str | Path) -> Onboarding:
+    """What an unknown model folder, config.json or GGUF file shares with the known families.
+
+    Raises ModelNotFound, NotInCache, InvalidFile, UnsupportedModel (no config that could be compared).
+    """
+    from treadle.models.onboard import examine
+
+    path = Path(model)
+    return examine(path if path.exists() else resolve(model).path)
 
 
 def write_synthetic(model: str, path: str | Path) -> Path:

@@ -56,7 +56,8 @@ def open_checkpoint(
     """Open a .gguf file, or a directory with config.json and safetensors. `quantisation`: of matrices, on load.
 
     `family_file`: a user's Python file that describes the model's family; it is run.
-    Raises ModelNotFound, InvalidFile (damaged) or UnsupportedModel (naming what is not known).
+    Raises ModelNotFound, InvalidFile (damaged), UnsupportedModel (naming what is not known) or InvalidRequest (the
+    family file cannot be run).
     """
     path = Path(path)
     own = None if family_file is None else family_of_file(Path(family_file))

@@ -56,6 +56,9 @@ class Keys:
     def take(self, key: str) -> Any:
         """The value, or None where the key is absent or null. It counts as read."""
         self._read.add(key)
+        return self._peek(key)
+
+    def _peek(self, key: str) -> Any:
         value = self._values.get(key)
         return value.tolist() if isinstance(value, np.ndarray) else value
 
@@ -74,16 +77,19 @@ class Keys:
     def refuse(self, key: str, found: object, expected: str) -> typing.NoReturn:
         raise UnsupportedModel(f"{self.where}: {key}: found {brief(found)}, supported: {expected}")
 
+    def rest(self, ignored: Collection[str], only: Mapping[str, object]) -> dict[str, Any]:
+        """Keys that nobody read and that may change the maths. `only`: those that may have this one value, or null."""
+        values = {key: self._peek(key) for key in sorted(self._values.keys() - self._read - set(ignored))}
+        return {key: value for key, value in values.items() if key not in only or not _is_only(value, only[key])}
+
     def refuse_rest(self, ignored: Collection[str], only: Mapping[str, object]) -> None:
         """Raises UnsupportedModel for the first key that nobody read."""
-        for key in sorted(self._values.keys() - self._read - set(ignored)):
-            value = self.take(key)
-            if key not in only:
-                raise UnsupportedModel(
-                    f"{self.where}: key {key!r} (value {brief(value)}) is not known for this architecture"
-                )
-            if value is not None and (type(value) is not type(only[key]) or value != only[key]):
+        for key, value in self.rest(ignored, only).items():
+            if key in only:
                 self.refuse(key, value, repr(only[key]))
+            raise UnsupportedModel(
+                f"{self.where}: key {key!r} (value {brief(value)}) is not known for this architecture"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ class Config:
         values: dict[str, Any] = {}
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            values[field.name] = _read_field(keys, field, hints[field.name], values)
+            values[field.name] = read_field(keys, field, hints[field.name], values)
         if keys.container is Container.SAFETENSORS:
             keys.refuse_rest(HF_IGNORED | cls.IGNORED, HF_ONLY)
         else:
@@ -157,6 +163,10 @@ class Config:
         return hashlib.sha256(msgspec.json.encode(canonical, order="deterministic")).hexdigest()
 
 
+def _is_only(value: object, only: object) -> bool:
+    return value is None or (type(value) is type(only) and value == only)
+
+
 def _check_head(keys: Keys, known: tuple[str, ...]) -> None:
     heads = keys.take("architectures") or []
     for head in heads if isinstance(heads, list) else [heads]:
@@ -164,7 +174,8 @@ def _check_head(keys: Keys, known: tuple[str, ...]) -> None:
             keys.refuse("architectures", head, ", ".join(known))
 
 
-def _read_field(keys: Keys, field: dataclasses.Field[Any], hint: Any, values: Mapping[str, Any]) -> Any:
+def read_field(keys: Keys, field: dataclasses.Field[Any], hint: Any, values: Mapping[str, Any]) -> Any:
+    """One declared field; `values`: the fields before it. Raises UnsupportedModel."""
     declared: Declared = field.metadata["declared"]
     if declared.reader is not None:
         return declared.reader(keys, values)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from treadle.errors import InvalidFile, UnsupportedModel
+from treadle.errors import InvalidRequest, UnsupportedModel
 from treadle.models.config import Config
 from treadle.models.spec import Architecture
 
@@ -51,26 +51,28 @@ def family_of_gguf(architecture: object, where: str, own: Family | None = None) 
 def family_of_file(path: Path) -> Family:
     """Runs a user's family file, which is Python code, and returns its FAMILY.
 
-    Raises InvalidFile: it cannot be read or run, or defines no FAMILY.
+    Raises InvalidRequest: it cannot be read or run, or defines no FAMILY.
     """
     spec = importlib.util.spec_from_file_location(f"treadle_family_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise InvalidFile(f"{path}: a family file is a .py file")
+        raise InvalidRequest(f"{path}: a family file is a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except OSError as error:
-        raise InvalidFile(f"{path}: cannot be read: {error.strerror}") from None
+        raise InvalidRequest(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:
         line = next(
             (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), None
         )
         line = error.lineno if isinstance(error, SyntaxError) else line
-        raise InvalidFile(f"{path}: line {line}: {type(error).__name__}: {error}") from error
+        raise InvalidRequest(f"{path}: line {line}: {type(error).__name__}: {error}") from error
     family = getattr(module, "FAMILY", None)
     if not isinstance(family, Family):
-        raise InvalidFile(f"{path}: defines no FAMILY; a family file ends with FAMILY = Family(Config, architecture)")
+        raise InvalidRequest(
+            f"{path}: defines no FAMILY; a family file ends with FAMILY = Family(Config, architecture)"
+        )
     return family
 
 
