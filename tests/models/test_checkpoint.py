@@ -131,16 +131,14 @@ def test_buffers_of_old_checkpoints_are_passed_over(tiny_checkpoint, tmp_path):
 
 def test_an_unknown_model_type_is_refused(tiny_checkpoint, tmp_path):
     directory, _ = edited(tiny_checkpoint("llama"), tmp_path / "m", model_type="qwen9")
-    with pytest.raises(
-        UnsupportedModel, match=r"config.json: model_type: 'qwen9' is not supported; known: llama, mistral"
-    ):
+    with pytest.raises(UnsupportedModel, match=r"config.json: model_type: 'qwen9' is not supported; known: .*llama, "):
         open_checkpoint(directory)
 
 
 def test_an_unknown_gguf_architecture_is_refused(tmp_path):
     path = GGUFWriter("rwkv99").save(tmp_path / "a.gguf")
     with pytest.raises(
-        UnsupportedModel, match=r"a.gguf: general.architecture: 'rwkv99' is not supported; known: llama"
+        UnsupportedModel, match=r"a.gguf: general.architecture: 'rwkv99' is not supported; known: .*llama, "
     ):
         open_checkpoint(path)
 

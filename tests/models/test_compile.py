@@ -55,6 +55,17 @@ CONFIGS = {
     "llama-tiny-bias-llama3": {"model_type": "llama", **TINY, **LLAMA3, "attention_bias": True, "mlp_bias": True},
     "mistral-tiny": {"model_type": "mistral", **TINY, "sliding_window": 24},
     "smollm2": SMOLLM2,
+    "qwen2-tiny": {
+        "model_type": "qwen2",
+        **TINY,
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "max_window_layers": 2,
+    },
+    "qwen3-tiny": {"model_type": "qwen3", **TINY, "head_dim": 24},
+    "gemma-tiny": {"model_type": "gemma", **TINY, "head_dim": 32},
+    "gemma2-tiny": {"model_type": "gemma2", **TINY, "head_dim": 32, "sliding_window": 24},
+    "gemma3-tiny": {"model_type": "gemma3_text", **TINY, "head_dim": 32, "sliding_window": 24, "num_hidden_layers": 6},
 }
 
 

@@ -7,6 +7,7 @@ checkpoints have; a family with others passes its own table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -17,7 +18,9 @@ from treadle.plan.params import (
     Activation,
     AttentionParams,
     EmbeddingParams,
+    LayerNormParams,
     LMHeadParams,
+    QKNorm,
     ResidualAddParams,
     RMSNormParams,
     SwiGLUParams,
@@ -58,9 +61,52 @@ MLP: Final[SlotNames] = {
     "up_bias": ("up_proj.bias", "ffn_up.bias"),
     "down_bias": ("down_proj.bias", "ffn_down.bias"),
 }
+PLAIN_MLP: Final[SlotNames] = {
+    "up": ("fc1.weight", "ffn_up.weight"),
+    "down": ("fc2.weight", "ffn_down.weight"),
+    "up_bias": ("fc1.bias", "ffn_up.bias"),
+    "down_bias": ("fc2.bias", "ffn_down.bias"),
+}
 PROJECTIONS: Final = ("q", "k", "v", "o")
+QK_NORMS: Final = ("q_norm", "k_norm")
 BIASES: Final = ("q_bias", "k_bias", "v_bias", "o_bias")
 HF_LAYER: Final = "model.layers.{layer}."
+GGUF_LAYER: Final = "blk.{layer}."
+TransformsOf = Mapping[str, tuple[Transform, ...]]
+"""Weight slot -> how it is cut out of its tensor; slots that are not there are whole tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """How a family normalises its rows: RMS norm, or LayerNorm where `centred`.
+
+    `one_plus`: Hugging Face checkpoints keep gain - 1, as Gemma's do; llama.cpp's converter adds the 1, and so does the
+    transform, before anything is computed.
+    """
+
+    eps: float
+    centred: bool = False
+    gain: bool = True
+    bias: bool = False
+    one_plus: bool = False
+
+    def op(self, name: str, hf: str, gguf: str, reads: str = "x", writes: str = "h") -> Op:
+        """`name` in the plan; `hf` and `gguf`: tensor names without ".weight" and ".bias"."""
+        weights = {}
+        if self.gain:
+            weights["gain"] = weight(name, f"{hf}.weight", f"{gguf}.weight", hf_transforms=self.transforms())
+        if self.bias:
+            weights["bias"] = weight(f"{name}_bias", f"{hf}.bias", f"{gguf}.bias")
+        params = LayerNormParams(self.eps) if self.centred else RMSNormParams(self.eps)
+        return Op(params, weights, (reads,), writes)
+
+    def of_layer(self, name: str, hf: str, gguf: str, reads: str = "x", writes: str = "h") -> Op:
+        """One of a layer's norms; `hf` behind "model.layers.{layer}." and `gguf` behind "blk.{layer}."."""
+        return self.op(f"layers.{{layer}}.{name}", HF_LAYER + hf, GGUF_LAYER + gguf, reads, writes)
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """What makes the gain of the Hugging Face tensor."""
+        return (Transform(TransformKind.ADD_CONSTANT, (1,)),) if self.one_plus else ()
 
 
 def slots(
@@ -68,31 +114,37 @@ def slots(
     names: SlotNames,
     present: tuple[str, ...],
     hf: str,
-    gguf_transforms: Mapping[str, tuple[Transform, ...]] | None = None,
+    gguf_transforms: TransformsOf | None = None,
+    hf_transforms: TransformsOf | None = None,
 ) -> dict[str, WeightSpec]:
     """The weights of a layer's block for the slots that are present."""
-    transforms = gguf_transforms or {}
+    of_gguf, of_hf = gguf_transforms or {}, hf_transforms or {}
     return {
         slot: weight(
             f"layers.{{layer}}.{block}.{slot}",
             hf + names[slot][0],
-            f"blk.{{layer}}.{names[slot][1]}",
-            transforms.get(slot, ()),
+            GGUF_LAYER + names[slot][1],
+            of_gguf.get(slot, ()),
+            of_hf.get(slot, ()),
         )
         for slot in present
     }
 
 
-def embedding(vocab: int, hidden: int, table: WeightSpec, scale: float = 1.0) -> Op:
-    return Op(EmbeddingParams(vocab, scale), {"table": table}, reads=("ids",), sizes={"hidden": hidden})
+def embedding(
+    vocab: int, hidden: int, table: WeightSpec, scale: float = 1.0, positions: WeightSpec | None = None, rows: int = 0
+) -> Op:
+    """Rows of the table times `scale`, plus those of a table of `rows` learned positions."""
+    weights = {"table": table} if positions is None else {"table": table, "positions": positions}
+    params = EmbeddingParams(vocab, scale, max_positions=rows)
+    return Op(params, weights, reads=("ids",), sizes={"hidden": hidden})
 
 
-def lm_head(vocab: int, table: WeightSpec, scale: float = 1.0, softcap: float = 0.0) -> Op:
-    return Op(LMHeadParams(vocab, scale, softcap), {"weight": table}, ("h",), "logits")
-
-
-def rmsnorm(gain: WeightSpec, eps: float, reads: str = "x", writes: str = "h", gain_offset: float = 0.0) -> Op:
-    return Op(RMSNormParams(eps, gain_offset), {"gain": gain}, (reads,), writes)
+def lm_head(
+    vocab: int, table: WeightSpec, scale: float = 1.0, softcap: float = 0.0, bias: WeightSpec | None = None
+) -> Op:
+    weights = {"weight": table} if bias is None else {"weight": table, "bias": bias}
+    return Op(LMHeadParams(vocab, scale, softcap), weights, ("h",), "logits")
 
 
 def residual(reads: str = "h", scale: float = 1.0) -> Op:
@@ -107,19 +159,44 @@ def attention(
     gguf_permuted: bool = False,
     names: SlotNames = ATTENTION,
     hf: str = HF_LAYER + "self_attn.",
+    gguf_transforms: TransformsOf | None = None,
+    hf_transforms: TransformsOf | None = None,
+    writes: str = "h",
+    rope_name: str = "rope.inv_freq",
 ) -> Op:
-    """Attention from h to h. `gguf_permuted`: llama.cpp's converter reordered the q and k rows of this family for
+    """Attention over h. `gguf_permuted`: llama.cpp's converter reordered the q and k rows of this family for
     interleaved rope (LlamaModel.permute in convert_hf_to_gguf.py), which the transform undoes."""
     turned = {"q": params.num_heads, "k": params.num_kv_heads} if gguf_permuted else {}
-    transforms = {
+    unturned = {
         slot + suffix: (Transform(TransformKind.ROPE_ROWS_FROM_INTERLEAVED, (heads,)),)
         for slot, heads in turned.items()
         for suffix in ("", "_bias")
     }
-    weights = slots("attention", names, PROJECTIONS + biases, hf, transforms)
+    of_gguf = {**unturned, **(gguf_transforms or {})}
+    norms = QK_NORMS if params.qk_norm != QKNorm.NONE else ()
+    weights = slots("attention", names, PROJECTIONS + biases + norms, hf, of_gguf, hf_transforms)
     if rope is not None:
-        weights["rope_inv_freq"] = rope.weight()
-    return Op(params, weights, ("h",), "h")
+        weights["rope_inv_freq"] = rope.weight(rope_name)
+    return Op(params, weights, ("h",), writes)
+
+
+def fused_qkv(params: AttentionParams) -> dict[str, tuple[Transform, ...]]:
+    """q, k, v and their biases cut out of tensors that keep the three below one another."""
+    dims = params.dims()
+    ends = (0, dims["q_dim"], dims["q_dim"] + dims["k_dim"], dims["q_dim"] + dims["k_dim"] + dims["v_dim"])
+    return {
+        slot + suffix: (Transform(TransformKind.SLICE_ROWS, (ends[i], ends[i + 1])),)
+        for i, slot in enumerate(("q", "k", "v"))
+        for suffix in ("", "_bias")
+    }
+
+
+def fused_gate_up(intermediate: int) -> dict[str, tuple[Transform, ...]]:
+    """Gate and up projection cut out of a tensor that keeps them below one another."""
+    return {
+        "gate": (Transform(TransformKind.SLICE_ROWS, (0, intermediate)),),
+        "up": (Transform(TransformKind.SLICE_ROWS, (intermediate, 2 * intermediate)),),
+    }
 
 
 def mlp(
@@ -129,14 +206,12 @@ def mlp(
     gated: bool = True,
     names: SlotNames = MLP,
     hf: str = HF_LAYER + "mlp.",
+    gguf_transforms: TransformsOf | None = None,
+    hf_transforms: TransformsOf | None = None,
+    writes: str = "h",
 ) -> Op:
-    """Gated or plain MLP from h to h."""
+    """Gated or plain MLP over h."""
     projections = ("gate", "up", "down") if gated else ("up", "down")
     present = projections + (tuple(f"{slot}_bias" for slot in projections) if bias else ())
     params = SwiGLUParams(intermediate, gated=int(gated), activation=activation)
-    return Op(params, slots("mlp", names, present, hf), ("h",), "h")
-
-
-def layer_norm_weight(name: str, hf: str, gguf: str) -> WeightSpec:
-    """The gain of one of a layer's norms."""
-    return weight(f"layers.{{layer}}.{name}", HF_LAYER + hf, "blk.{layer}." + gguf)
+    return Op(params, slots("mlp", names, present, hf, gguf_transforms, hf_transforms), ("h",), writes)

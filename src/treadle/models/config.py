@@ -136,6 +136,8 @@ class Config:
     """general.architecture of GGUF files of this family; None: llama.cpp defines none."""
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     """More keys of config.json that do not change this family's maths."""
+    ONLY: ClassVar[Mapping[str, object]] = {}
+    """More keys of config.json that may be there with this one value, or null."""
 
     @classmethod
     def read(cls, keys: Keys) -> Self:
@@ -147,7 +149,7 @@ class Config:
         for field in dataclasses.fields(cls):
             values[field.name] = read_field(keys, field, hints[field.name], values)
         if keys.container is Container.SAFETENSORS:
-            keys.refuse_rest(HF_IGNORED | cls.IGNORED, HF_ONLY)
+            keys.refuse_rest(HF_IGNORED | cls.IGNORED, {**HF_ONLY, **cls.ONLY})
         else:
             keys.refuse_rest(GGUF_IGNORED, GGUF_ONLY)
         config = cls(**values)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from treadle.models import blocks
+from treadle.models.blocks import Norm
 from treadle.models.config import Config, Keys, convert, declare
 from treadle.models.rope import Rope, read_rope
 from treadle.models.spec import Architecture, Input, Op, Program, weight
@@ -25,10 +28,17 @@ def read_vocab_size(keys: Keys, values: Mapping[str, Any]) -> int:
     return int(convert(keys, "vocab_size", found, int))
 
 
-def read_head_dim(keys: Keys, values: Mapping[str, Any]) -> int:
-    """Stated, or hidden_size / num_attention_heads. GGUF states keys and values apart; they must agree."""
+def head_dim_or(default: int) -> Callable[[Keys, Mapping[str, Any]], int]:
+    """A reader of head_dim for families whose config.json means `default` where it has none."""
+    return lambda keys, values: read_head_dim(keys, values, default)
+
+
+def read_head_dim(keys: Keys, values: Mapping[str, Any], default: int | None = None) -> int:
+    """Stated, or `default`, or hidden_size / heads. GGUF states keys and values apart; they must agree."""
     gguf = keys.container is Container.GGUF
     stated = keys.take("attention.key_length" if gguf else "head_dim")
+    if stated is None and not gguf and "head_dim" not in keys:
+        stated = default
     if stated is None:
         if values["hidden_size"] % values["num_attention_heads"]:
             keys.refuse("hidden_size", values["hidden_size"], f"a multiple of {values['num_attention_heads']} heads")
@@ -40,8 +50,8 @@ def read_head_dim(keys: Keys, values: Mapping[str, Any]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig(Config):
-    """Fields of a decoder with rope and grouped-query attention, named as in transformers."""
+class BaseDecoderConfig(Config):
+    """Fields of a decoder with grouped-query attention, named as in transformers."""
 
     vocab_size: int = declare(reader=read_vocab_size)
     hidden_size: int = declare(gguf="embedding_length")
@@ -54,66 +64,122 @@ class DecoderConfig(Config):
     head_dim: int = declare(reader=read_head_dim)
     max_position_embeddings: int = declare(gguf="context_length", bounds=(1, 1 << 30))
     hidden_act: Activation = declare(Activation.SILU, choices=blocks.ACTIVATIONS)
-    rms_norm_eps: float = declare(gguf="attention.layer_norm_rms_epsilon", bounds=(0.0, 1.0))
     tie_word_embeddings: bool = declare(False, gguf_tensor=f"!{GGUF_HEAD}")
-    rope: Rope = declare(reader=read_rope)
+    rope: Rope | None = declare(reader=read_rope)
 
     def check(self, keys: Keys) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             keys.refuse("num_key_value_heads", self.num_key_value_heads, f"a divisor of {self.num_attention_heads}")
-        if self.head_dim % 2:
-            keys.refuse("head_dim", self.head_dim, "an even number")
+        if self.rope is not None and self.rope.rotary_dim % 2:
+            keys.refuse("head_dim", self.head_dim, f"an even number of rotated dims ({self.rope.rotary_dim} are)")
+
+    @property
+    def norm(self) -> Norm:
+        """The norm before attention, MLP and head."""
+        raise NotImplementedError
 
     def facts(self) -> ModelFacts:
+        reach = None if self.rope is None else self.rope.reach()
         return ModelFacts(
             model_type=self.MODEL_TYPE,
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            max_positions=self.max_position_embeddings,
+            max_positions=min(self.max_position_embeddings, reach or self.max_position_embeddings),
             layers=self.num_hidden_layers,
         )
 
-    def attention_params(self, window: int | None = None) -> AttentionParams:
-        """Causal grouped-query attention with this config's heads and rope, scaled by head_dim^-1/2."""
-        return AttentionParams(
+    def attention_params(self, window: int | None = None, **changes: float) -> AttentionParams:
+        """Causal grouped-query attention with this config's heads and rope, scaled by head_dim^-1/2; `changes`: other
+        values of fields."""
+        params = AttentionParams(
             num_heads=self.num_attention_heads,
             num_kv_heads=self.num_key_value_heads,
             head_dim=self.head_dim,
             v_head_dim=self.head_dim,
             scale=self.head_dim**-0.5,
             window=window or 0,
-            rotary_dim=self.rope.rotary_dim,
-            rope_scale=self.rope.scale,
+            rotary_dim=0 if self.rope is None else self.rope.rotary_dim,
+            rope_scale=1.0 if self.rope is None else self.rope.scale,
         )
+        return msgspec.structs.replace(params, **changes)
 
 
-def pre_norm_layer(config: DecoderConfig, attention: Op, mlp: Op) -> tuple[Op, ...]:
-    """x += attention(rmsnorm(x)); x += mlp(rmsnorm(x))."""
-    eps = config.rms_norm_eps
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(BaseDecoderConfig):
+    """A decoder with RMS norms."""
+
+    rms_norm_eps: float = declare(gguf="attention.layer_norm_rms_epsilon", bounds=(0.0, 1.0))
+
+    @property
+    def norm(self) -> Norm:
+        return Norm(eps=self.rms_norm_eps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerNormDecoderConfig(BaseDecoderConfig):
+    """A decoder with LayerNorms."""
+
+    layer_norm_eps: float = declare(1e-5, gguf="attention.layer_norm_epsilon", bounds=(0.0, 1.0))
+
+    @property
+    def norm(self) -> Norm:
+        return Norm(eps=self.layer_norm_eps, centred=True, bias=True)
+
+
+def pre_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op, residual_scale: float = 1.0) -> tuple[Op, ...]:
+    """x += attention(norm(x)); x += mlp(norm(x)); what is added may be scaled."""
     return (
-        blocks.rmsnorm(blocks.layer_norm_weight("attention_norm", "input_layernorm.weight", "attn_norm.weight"), eps),
+        config.norm.of_layer("attention_norm", "input_layernorm", "attn_norm"),
         attention,
-        blocks.residual(),
-        blocks.rmsnorm(blocks.layer_norm_weight("mlp_norm", "post_attention_layernorm.weight", "ffn_norm.weight"), eps),
+        blocks.residual(scale=residual_scale),
+        config.norm.of_layer("mlp_norm", "post_attention_layernorm", "ffn_norm"),
         mlp,
+        blocks.residual(scale=residual_scale),
+    )
+
+
+def sandwich_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tuple[Op, ...]:
+    """x += norm(attention(norm(x))); x += norm(mlp(norm(x)))."""
+    norm = config.norm
+    return (
+        norm.of_layer("attention_norm", "input_layernorm", "attn_norm"),
+        attention,
+        norm.of_layer("post_attention_norm", "post_attention_layernorm", "post_attention_norm", reads="h"),
+        blocks.residual(),
+        norm.of_layer("mlp_norm", "pre_feedforward_layernorm", "ffn_norm"),
+        mlp,
+        norm.of_layer("post_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm", reads="h"),
         blocks.residual(),
     )
 
 
-def decoder(config: DecoderConfig, layers: tuple[tuple[Op, ...], ...]) -> Architecture:
-    """Embedding, layers, final norm, head (tied or its own)."""
-    vocab = config.vocab_size
+def decoder(
+    config: BaseDecoderConfig,
+    layers: tuple[tuple[Op, ...], ...],
+    *,
+    embedding_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
+    head_bias: bool = False,
+    final_norm: str = "model.norm",
+    unused: tuple[str, ...] = (),
+) -> Architecture:
+    """Embedding, layers, final norm, head (tied or its own). `final_norm`: its tensor's name in Hugging Face."""
+    vocab, tied = config.vocab_size, config.tie_word_embeddings
     table = weight("embedding.table", "model.embed_tokens.weight", GGUF_TABLE)
-    head = table if config.tie_word_embeddings else weight("lm_head.weight", "lm_head.weight", GGUF_HEAD)
-    final_norm = weight("final_norm", "model.norm.weight", "output_norm.weight")
+    head = table if tied else weight("lm_head.weight", "lm_head.weight", GGUF_HEAD)
+    bias = weight("lm_head.bias", "lm_head.bias", "output.bias") if head_bias else None
     program = Program(
         stages=(Stage.PREFILL, Stage.DECODE),
         inputs=(Input("ids", DType.I32, (Symbol.ROWS,)),),
-        prologue=(blocks.embedding(vocab, config.hidden_size, table),),
+        prologue=(blocks.embedding(vocab, config.hidden_size, table, embedding_scale),),
         layers=layers,
-        epilogue=(blocks.rmsnorm(final_norm, config.rms_norm_eps), blocks.lm_head(vocab, head)),
+        epilogue=(
+            config.norm.op("final_norm", final_norm, "output_norm"),
+            blocks.lm_head(vocab, head, logit_scale, logit_softcap, bias),
+        ),
         outputs=("logits",),
     )
     # Old checkpoints carry the frequencies as buffers; tied ones may carry the table twice.
-    unused = ("*.rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_word_embeddings else ()))
-    return Architecture(config.facts(), (program,), unused)
+    twice = ("lm_head.weight",) if tied else ()
+    return Architecture(config.facts(), (program,), ("*.rotary_emb.inv_freq", *twice, *unused))

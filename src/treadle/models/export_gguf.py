@@ -21,7 +21,7 @@ from treadle.formats.tensors import TensorInfo, dequantise, quantise, tensor_nby
 from treadle.formats.tokenizer_export import tokenizer_metadata
 from treadle.models.checkpoint import Checkpoint
 from treadle.models.config import Config, Declared, Keys, brief
-from treadle.models.decoder import DecoderConfig
+from treadle.models.decoder import BaseDecoderConfig
 from treadle.models.quantisation import Quantisation
 from treadle.models.registry import family_of_gguf
 from treadle.models.rope import FREQUENCY_TENSOR, Rope, gguf_rope
@@ -173,11 +173,11 @@ def _converted(checkpoint: Checkpoint, tensors: Iterable[_Tensor]) -> tuple[GGUF
     """A file with a Hugging Face config and tokenizer as metadata, and the tensor of rope divisors if there is one."""
     config, path = checkpoint.config, checkpoint.path
     architecture = config.GGUF_ARCHITECTURE
-    if architecture is None or not isinstance(config, DecoderConfig):
+    if architecture is None or not isinstance(config, BaseDecoderConfig) or config.rope is None:
         raise UnsupportedModel(f"{path}: model_type {config.MODEL_TYPE!r} has no GGUF writer yet")
     if not (path / "tokenizer.json").is_file():
         raise UnsupportedModel(f"{path}: no tokenizer.json, from which a GGUF file's tokenizer is made")
-    keys, divisors, rope = _config_keys(config)
+    keys, divisors, rope = _config_keys(config, config.rope)
     metadata = {f"{architecture}.{key}": value for key, value in keys.items()}
     extra: list[_Tensor] = []
     if divisors is not None:
@@ -193,7 +193,7 @@ def _converted(checkpoint: Checkpoint, tensors: Iterable[_Tensor]) -> tuple[GGUF
     return writer, extra
 
 
-def _config_keys(config: DecoderConfig) -> tuple[dict[str, Metadata], NDArray[np.float32] | None, Rope]:
+def _config_keys(config: BaseDecoderConfig, rope: Rope) -> tuple[dict[str, Metadata], NDArray[np.float32] | None, Rope]:
     """Metadata behind the architecture's prefix; the rest is `gguf_rope`'s."""
     keys: dict[str, Metadata] = {"vocab_size": config.vocab_size}
     keys |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
@@ -202,7 +202,7 @@ def _config_keys(config: DecoderConfig) -> tuple[dict[str, Metadata], NDArray[np
         value = getattr(config, field.name)
         if declared.reader is None and declared.gguf is not None and value is not None:
             keys[declared.gguf] = value
-    of_rope, divisors, rope = gguf_rope(config.rope)
+    of_rope, divisors, rope = gguf_rope(rope)
     return keys | of_rope, divisors, rope
 
 

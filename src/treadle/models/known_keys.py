@@ -37,6 +37,7 @@ HF_ONLY: Final[Mapping[str, object]] = {
     "pruned_heads": {},
     "rope_interleaved": False,
     "per_layer_config": None,
+    "use_bidirectional_attention": False,
 }
 """Keys of config.json that may be there with this one value, or null."""
 GGUF_IGNORED: Final = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})

@@ -49,6 +49,8 @@ HINTS: Final[Mapping[str, str]] = {
 }
 """What a tensor's name says of the op it is likely for; first match wins."""
 
+PLAINEST: Final = "llama"
+
 STAND_IN_FLOAT: Final = 1e-5
 """For numbers that a config lacks: enough to see which tensors fit."""
 
@@ -191,10 +193,11 @@ def _family(name: str) -> Family:
     return found
 
 
-def _rank(fit: Fit) -> tuple[bool, int, int, str]:
-    """Nearest first: it could make plans, places the most tensors, misses the least, refuses the least."""
+def _rank(fit: Fit) -> tuple[bool, int, int, bool, str]:
+    """Nearest first: it could make plans, places the most tensors, misses the least, refuses the least; among equals
+    the plainest layout, which many families only add scales and windows to."""
     refused = len(fit.unknown_keys) + len(fit.refused)
-    return not fit.readable, len(fit.missing) - fit.tensors_placed, refused, fit.family
+    return not fit.readable, len(fit.missing) - fit.tensors_placed, refused, fit.family != PLAINEST, fit.family
 
 
 def _fit(subject: Subject, name: str) -> Fit:

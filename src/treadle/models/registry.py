@@ -18,9 +18,24 @@ from treadle.errors import InvalidRequest, UnsupportedModel
 from treadle.models.config import Config
 from treadle.models.spec import Architecture
 
-HF_FAMILIES: Final[Mapping[str, str]] = {"llama": "llama", "mistral": "mistral"}
+HF_FAMILIES: Final[Mapping[str, str]] = {
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3_text",
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 """model_type of config.json -> module in families/."""
-GGUF_FAMILIES: Final[Mapping[str, str]] = {"llama": "llama"}
+GGUF_FAMILIES: Final[Mapping[str, str]] = {
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 """general.architecture of GGUF -> module in families/."""
 
 

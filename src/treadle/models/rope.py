@@ -8,20 +8,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import UnsupportedModel
-from treadle.models.config import Keys, single
+from treadle.models.config import Keys, convert, single
 from treadle.models.generators import generate, rope_powers
 from treadle.models.spec import Names, WeightSpec
 from treadle.plan.ir import Container, Generator, GeneratorKind
 
 FREQUENCY_TENSOR: Final = "rope_freqs.weight"
 """GGUF keeps Llama 3's scaling as divisors of the default frequencies."""
+SHORT_FACTORS_TENSOR: Final = "rope_factors_short.weight"
+"""GGUF keeps LongRoPE's factors as two tensors; the other is LONG_FACTORS_TENSOR."""
+LONG_FACTORS_TENSOR: Final = "rope_factors_long.weight"
 DEFAULT_THETA: Final = 10000.0
+THETA_BOUNDS: Final = (1.0, 1e30)
 ORIGINAL_POSITIONS: Final = "original_max_position_embeddings"
 
 
@@ -35,67 +39,154 @@ class Rope:
     scale: float = 1.0
     """Multiplies cos and sin."""
 
+    FACTORS: ClassVar[str] = FREQUENCY_TENSOR
+
     def weight(self, name: str = "rope.inv_freq") -> WeightSpec:
         """The inverse frequencies [rotary_dim / 2]; layers that turn alike share one name."""
         generator = Generator(self.kind, (float(self.rotary_dim), *self.args))
-        source = Names((FREQUENCY_TENSOR,)) if self.kind is GeneratorKind.ROPE_FACTORS else None
+        source = Names((self.FACTORS,)) if self.kind is GeneratorKind.ROPE_FACTORS else None
         return WeightSpec(name, gguf=source, generator=generator)
+
+    def reach(self) -> int | None:
+        """How many positions the frequencies hold for; None: any number."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRope(Rope):
+    """LongRoPE's short factors (Ding et al. 2024, arXiv:2402.13753), for sequences of the original length.
+
+    Longer ones would turn all positions by other factors, so that a row's values depended on rows after it.
+    """
+
+    original: int
+    FACTORS: ClassVar[str] = SHORT_FACTORS_TENSOR
+
+    def reach(self) -> int | None:
+        return self.original
+
+
+RopeReader = Callable[[Keys, Mapping[str, Any]], Rope]
 
 
 def read_rope(keys: Keys, values: Mapping[str, Any]) -> Rope:
     """Rope over whole heads; `values` must hold head_dim and max_position_embeddings. Raises UnsupportedModel."""
-    if keys.container is Container.GGUF:
-        return _from_gguf(keys, values)
-    return _from_json(keys, values)
+    return (_from_gguf if keys.container is Container.GGUF else _from_json)(keys, values, None)
 
 
-def _from_json(keys: Keys, values: Mapping[str, Any]) -> Rope:
+def partial_rope(default: float) -> RopeReader:
+    """A reader of a rope that may turn the first dims of a head only; `default`: of partial_rotary_factor."""
+
+    def read(keys: Keys, values: Mapping[str, Any]) -> Rope:
+        return (_from_gguf if keys.container is Container.GGUF else _from_json)(keys, values, default)
+
+    return read
+
+
+def rope_of_kind(kind: str, default_theta: float, legacy_theta: str, gguf_theta: str) -> RopeReader:
+    """A reader for models in which layers of a kind ("full_attention", "sliding_attention") have a rope of their own.
+
+    transformers 4 has rope_scaling for full attention only and `legacy_theta`, transformers 5 has a rope_parameters
+    object for each kind. GGUF's rope.scaling keys are for full attention only (llama.cpp's gemma3).
+    """
+    scaled = kind == "full_attention"
+
+    def read(keys: Keys, values: Mapping[str, Any]) -> Rope:
+        if keys.container is Container.GGUF:
+            if scaled:
+                return _from_gguf(keys, values, None)
+            theta = keys.number(gguf_theta, default_theta, THETA_BOUNDS)
+            return Rope(rotary_dim=values["head_dim"], kind=GeneratorKind.ROPE_DEFAULT, args=(theta,))
+        kinds = keys.take("rope_parameters") or {}
+        if not isinstance(kinds, dict) or kinds.keys() - {"full_attention", "sliding_attention"}:
+            keys.refuse("rope_parameters", kinds, "an object with full_attention and sliding_attention")
+        legacy = keys.take("rope_scaling") if scaled else None
+        if legacy is not None and kinds.get(kind) is not None:
+            keys.refuse("rope_scaling", legacy, "nothing beside rope_parameters")
+        parameters = legacy or kinds.get(kind) or {}
+        where = f"rope_parameters: {kind}" if legacy is None else "rope_scaling"
+        inner = _inner(keys, where, parameters)
+        theta = _theta(keys, inner, legacy_theta, default_theta)
+        return _scaled(inner, theta, values, None)
+
+    return read
+
+
+def _from_json(keys: Keys, values: Mapping[str, Any], partial: float | None) -> Rope:
     """transformers 4 has rope_theta and rope_scaling, transformers 5 has rope_parameters with theta inside."""
     found = [(key, keys.take(key)) for key in ("rope_parameters", "rope_scaling")]
     given = [(key, value) for key, value in found if value is not None]
     if len(given) > 1 and given[0][1] != given[1][1]:
         keys.refuse("rope_scaling", given[1][1], "the same as rope_parameters")
     key, parameters = given[0] if given else ("rope_scaling", {})
+    inner = _inner(keys, key, parameters)
+    theta = _theta(keys, inner, "rope_theta", DEFAULT_THETA)
+    if partial is not None:
+        partial = _either(keys, inner, "partial_rotary_factor", partial, (1e-3, 1.0))
+    return _scaled(inner, theta, values, partial)
+
+
+def _inner(keys: Keys, key: str, parameters: object) -> Keys:
     if not isinstance(parameters, dict):
         keys.refuse(key, parameters, "an object")
-    inner = Keys(keys.container, parameters, f"{keys.where}: {key}", {})
-    theta = _theta(keys, inner)
+    return Keys(keys.container, parameters, f"{keys.where}: {key}", {})
+
+
+def _scaled(inner: Keys, theta: float, values: Mapping[str, Any], partial: float | None) -> Rope:
+    """The rope that a rope_parameters object says, over the first `partial` of each head (None: all of it)."""
     legacy, kind = inner.take("type"), inner.take("rope_type")
     if legacy is not None and kind is not None and legacy != kind:
         inner.refuse("type", legacy, f"the same as rope_type ({kind!r})")
     name = kind or legacy or "default"
     if not isinstance(name, str) or name not in _SCALINGS:
         inner.refuse("rope_type", name, ", ".join(_SCALINGS))
-    rope = _SCALINGS[name](inner, theta, values)
+    rotary_dim = values["head_dim"] if partial is None else int(values["head_dim"] * partial)
+    rope = _SCALINGS[name](inner, theta, rotary_dim, values)
     inner.refuse_rest((), {"partial_rotary_factor": 1.0})
     return rope
 
 
-def _theta(keys: Keys, inner: Keys) -> float:
-    outer, nested = keys.take("rope_theta"), inner.take("rope_theta")
+def _theta(keys: Keys, inner: Keys, key: str, default: float) -> float:
+    outer, nested = keys.take(key), inner.take("rope_theta")
     if outer is not None and nested is not None and outer != nested:
-        keys.refuse("rope_theta", outer, f"the same as in rope_parameters ({nested})")
-    return (keys if nested is None else inner).number("rope_theta", DEFAULT_THETA, (1.0, 1e30))
+        keys.refuse(key, outer, f"the same as in rope_parameters ({nested})")
+    return keys.number(key, default, THETA_BOUNDS) if nested is None else inner.number("rope_theta", None, THETA_BOUNDS)
 
 
-def _default(inner: Keys, theta: float, values: Mapping[str, Any]) -> Rope:
-    return Rope(rotary_dim=values["head_dim"], kind=GeneratorKind.ROPE_DEFAULT, args=(theta,))
+def _either(keys: Keys, inner: Keys, key: str, default: float, bounds: tuple[float, float]) -> float:
+    """A number that stands beside the rope's parameters (transformers 4) or among them, unrounded."""
+    outer, nested = keys.take(key), inner.take(key)
+    if outer is not None and nested is not None and outer != nested:
+        keys.refuse(key, outer, f"the same as in rope_parameters ({nested})")
+    (keys if nested is None else inner).number(key, default, bounds)  # refuses what is no number
+    found = outer if nested is None else nested
+    return default if found is None else float(found)
 
 
-def _linear(inner: Keys, theta: float, values: Mapping[str, Any]) -> Rope:
-    return Rope(rotary_dim=values["head_dim"], kind=GeneratorKind.ROPE_LINEAR, args=(theta, inner.number("factor")))
+def _default(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
+    return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_DEFAULT, args=(theta,))
 
 
-def _llama3(inner: Keys, theta: float, values: Mapping[str, Any]) -> Rope:
+def _dynamic(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
+    """NTK scaling by the sequence's length, which changes nothing up to max_position_embeddings: as far as we go."""
+    inner.number("factor")
+    return _default(inner, theta, dim, values)
+
+
+def _linear(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
+    return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_LINEAR, args=(theta, inner.number("factor")))
+
+
+def _llama3(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
     low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
     if low >= high:
         inner.refuse("low_freq_factor", low, f"less than high_freq_factor ({high})")
     original = inner.number(ORIGINAL_POSITIONS, values["max_position_embeddings"])
     args = (theta, inner.number("factor"), low, high, original)
-    return Rope(rotary_dim=values["head_dim"], kind=GeneratorKind.ROPE_LLAMA3, args=args)
+    return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_LLAMA3, args=args)
 
 
-def _yarn(inner: Keys, theta: float, values: Mapping[str, Any]) -> Rope:
+def _yarn(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
     factor = inner.number("factor")
     beta_fast, beta_slow = inner.number("beta_fast", 32.0), inner.number("beta_slow", 1.0)
     original = inner.number(ORIGINAL_POSITIONS, values["max_position_embeddings"])
@@ -104,16 +195,43 @@ def _yarn(inner: Keys, theta: float, values: Mapping[str, Any]) -> Rope:
         inner.refuse("truncate", truncate, "true, false")
     args = (theta, factor, beta_fast, beta_slow, original, float(truncate is not False))
     scale = inner.number("attention_factor", _yarn_scale(inner, factor))
-    return Rope(rotary_dim=values["head_dim"], kind=GeneratorKind.ROPE_YARN, args=args, scale=scale)
+    return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_YARN, args=args, scale=scale)
 
 
-_SCALINGS: Final[Mapping[str, Callable[[Keys, float, Mapping[str, Any]], Rope]]] = {
+def _longrope(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
+    """transformers' _compute_longrope_parameters; the original length may stand beside the rope (Phi-3)."""
+    positions = values["max_position_embeddings"]
+    stated = inner.take(ORIGINAL_POSITIONS)
+    original = values.get(ORIGINAL_POSITIONS) or (positions if stated is None else stated)
+    original = convert(inner, ORIGINAL_POSITIONS, original, int)
+    short = _factors(inner, "short_factor", dim)
+    _factors(inner, "long_factor", dim)
+    factor = inner.number("factor", positions / original)
+    natural = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    scale = inner.number("attention_factor", natural)
+    args = (theta, *short)
+    return LongRope(
+        rotary_dim=dim, kind=GeneratorKind.ROPE_FACTOR_LIST, args=args, scale=scale, original=min(original, positions)
+    )
+
+
+def _factors(inner: Keys, key: str, dim: int) -> tuple[float, ...]:
+    values = inner.take(key)
+    if not isinstance(values, list) or len(values) != dim // 2:
+        inner.refuse(key, values, f"a list of {dim // 2} numbers")
+    return tuple(float(convert(inner, key, value, float)) for value in values)
+
+
+_SCALINGS: Final[Mapping[str, Callable[[Keys, float, int, Mapping[str, Any]], Rope]]] = {
     "default": _default,
+    "dynamic": _dynamic,
     "linear": _linear,
     "llama3": _llama3,
+    "longrope": _longrope,
     "yarn": _yarn,
 }
-"""transformers' rope_type -> reader. Types whose frequencies change with the length (dynamic, longrope) are refused."""
+"""transformers' rope_type -> reader. Types whose frequencies change with a sequence's length (dynamic, longrope) are
+served up to the length at which they do."""
 
 
 def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.float32] | None, Rope]:
@@ -153,12 +271,14 @@ def _yarn_scale(inner: Keys, factor: float) -> float:
     return single(magnitude(inner.number("mscale")) / magnitude(inner.number("mscale_all_dim")))
 
 
-def _from_gguf(keys: Keys, values: Mapping[str, Any]) -> Rope:
+def _from_gguf(keys: Keys, values: Mapping[str, Any], partial: float | None) -> Rope:
     dim = values["head_dim"]
-    rotary = keys.take("rope.dimension_count")
-    if rotary not in (None, dim):
-        keys.refuse("rope.dimension_count", rotary, f"{dim}, the whole head")
-    theta = keys.number("rope.freq_base", DEFAULT_THETA, (1.0, 1e30))
+    rotary = int(convert(keys, "rope.dimension_count", keys.take("rope.dimension_count") or dim, int))
+    if rotary != dim and (partial is None or rotary > dim):
+        keys.refuse("rope.dimension_count", rotary, f"{dim}, the whole head" if partial is None else f"at most {dim}")
+    theta = keys.number("rope.freq_base", DEFAULT_THETA, THETA_BOUNDS)
+    if SHORT_FACTORS_TENSOR in keys.tensors:
+        return _longrope_from_gguf(keys, theta, rotary, values)
     old_linear = keys.number("rope.scale_linear", 1.0)
     kind = keys.take("rope.scaling.type") or ("none" if old_linear == 1.0 else "linear")
     factor = keys.number("rope.scaling.factor", old_linear)
@@ -170,11 +290,27 @@ def _from_gguf(keys: Keys, values: Mapping[str, Any]) -> Rope:
     if kind not in ("none", "linear", "yarn"):
         keys.refuse("rope.scaling.type", kind, "none, linear, yarn")
     if kind == "linear":
-        return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_LINEAR, args=(theta, factor))
+        return Rope(rotary_dim=rotary, kind=GeneratorKind.ROPE_LINEAR, args=(theta, factor))
     if kind == "yarn":
         args = (theta, factor, *betas, original, 1.0)
-        return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_YARN, args=args, scale=_yarn_scale(keys, factor))
+        return Rope(rotary_dim=rotary, kind=GeneratorKind.ROPE_YARN, args=args, scale=_yarn_scale(keys, factor))
     tensor = FREQUENCY_TENSOR in keys.tensors
     return Rope(
-        rotary_dim=dim, kind=GeneratorKind.ROPE_FACTORS if tensor else GeneratorKind.ROPE_DEFAULT, args=(theta,)
+        rotary_dim=rotary, kind=GeneratorKind.ROPE_FACTORS if tensor else GeneratorKind.ROPE_DEFAULT, args=(theta,)
+    )
+
+
+def _longrope_from_gguf(keys: Keys, theta: float, rotary: int, values: Mapping[str, Any]) -> Rope:
+    """llama.cpp has no key that says longrope: the two tensors of factors do."""
+    kind = keys.take("rope.scaling.type")
+    if kind not in (None, "longrope", "none"):
+        keys.refuse("rope.scaling.type", kind, "none or longrope beside tensors of factors")
+    positions = values["max_position_embeddings"]
+    original = keys.number("rope.scaling.original_context_length", positions, (1, 1 << 30))
+    return LongRope(
+        rotary_dim=rotary,
+        kind=GeneratorKind.ROPE_FACTORS,
+        args=(theta,),
+        scale=keys.number("rope.scaling.attn_factor", 1.0),
+        original=min(int(original), positions),
     )

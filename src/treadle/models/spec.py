@@ -51,9 +51,15 @@ def numbered(name: str, layer: int) -> str:
     return name.replace(LAYER, str(layer))
 
 
-def weight(name: str, hf: str, gguf: str, gguf_transforms: tuple[Transform, ...] = ()) -> WeightSpec:
-    """A weight that both containers keep as one tensor."""
-    return WeightSpec(name, Names((hf,)), Names((gguf,), gguf_transforms))
+def weight(
+    name: str,
+    hf: str,
+    gguf: str,
+    gguf_transforms: tuple[Transform, ...] = (),
+    hf_transforms: tuple[Transform, ...] = (),
+) -> WeightSpec:
+    """A weight that both containers keep in one tensor."""
+    return WeightSpec(name, Names((hf,), hf_transforms), Names((gguf,), gguf_transforms))
 
 
 class Op(msgspec.Struct, frozen=True):

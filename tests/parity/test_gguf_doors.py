@@ -1,0 +1,82 @@
+"""The same weights through both doors: one config, one plan, bit-identical logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tests import gguf_export, tiny
+from transformers import PreTrainedModel
+
+from treadle.inference.llm import LLM
+from treadle.models.checkpoint import open_checkpoint
+
+CASES = {
+    "qwen2": ("Qwen2ForCausalLM", {}),
+    "qwen2-tied-yarn": (
+        "Qwen2ForCausalLM",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            },
+        },
+    ),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 24}),
+    "qwen3-bias": ("Qwen3ForCausalLM", {"head_dim": 16, "attention_bias": True}),
+    "gemma": ("GemmaForCausalLM", {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24, "tie_word_embeddings": True},
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 24,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+            },
+        },
+    ),
+}
+IDS = list(range(3, 67))
+
+
+def model_of(class_name: str, changes: dict[str, object]) -> PreTrainedModel:
+    """Seeded, with weights large enough that an error shows."""
+    cls = getattr(transformers, class_name)
+    made = cls._from_config(cls.config_class(**{**tiny.COMMON, **changes}), dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter + 0.3 * noise if parameter.ndim == 1 else noise / parameter.shape[-1] ** 0.5)
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_doors_agree(name, tmp_path):
+    model = model_of(*CASES[name])
+    directory = tmp_path / "hf"
+    model.save_pretrained(directory)
+    paths = (directory, gguf_export.export(model, tmp_path / "model.gguf"))
+    configs = [open_checkpoint(path).config for path in paths]
+    assert configs[0] == configs[1]
+    plans = [open_checkpoint(path).compile() for path in paths]
+    assert plans[0] == plans[1]
+    found = []
+    for path in paths:
+        with LLM(path, numerics="exact", max_num_seqs=1) as llm:
+            found.append(llm.logits(IDS))
+    np.testing.assert_array_equal(found[0], found[1])
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0].numpy()
+    assert np.abs(found[0] - expected).max() < 1e-4 * np.abs(expected).max()
