@@ -1,7 +1,9 @@
-"""``treadle plan``: the compiled plan of a model as text or JSON, or the memory it will take."""
+"""``treadle plan``: the compiled plan of a model as text, JSON or a page, or the memory it will take."""
 
 import argparse
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.cli.figures import human_bytes
@@ -24,6 +26,7 @@ MEMORY_ROWS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     parser.add_argument("--memory", action="store_true", help="the memory the engine allocates, without doing so")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that shows it all, for any browser")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
@@ -32,7 +35,12 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.inference.engine import describe
 
     description = describe(options.model, chosen)
-    if options.memory:
+    if options.html is not None:
+        from treadle.cli.plan_page import write_page
+
+        write_page(description, options.html)
+        print(f"wrote {options.html}", file=sys.stderr)
+    elif options.memory:
         show_memory(description, as_json=options.json)
     elif options.json:
         print(json.dumps(description.plan_dict))

@@ -169,7 +169,18 @@ class Description:
 
     plans: ModelPlans
     info: EngineInfo
-    memory_quote: MemoryQuote
+    layout: Layout
+
+    @cached_property
+    def memory_quote(self) -> MemoryQuote:
+        return self.layout.quote()
+
+    @cached_property
+    def placement(self) -> dict[str, Any]:
+        """Buffers, packed weights and bytes read, as plain data; see `placement.placement`."""
+        from treadle.inference.placement import placement
+
+        return placement(self.plans, self.layout)
 
     @property
     def plan_hash(self) -> str:
@@ -291,7 +302,7 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
     finally:
         checkpoint.close()
     info = _info(found, plans, layout.limits, backend, False, time.monotonic() - began)
-    return Description(plans, info, layout.quote())
+    return Description(plans, info, layout)
 
 
 def _opened(

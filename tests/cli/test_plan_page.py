@@ -1,0 +1,63 @@
+"""The page of a plan: whole, without anything from outside, and safe whatever a model's names are."""
+
+import json
+import re
+
+import pytest
+
+from treadle.cli.main import main
+from treadle.cli.plan_page import embedded, page
+from treadle.inference.engine import EngineOptions, describe
+
+
+@pytest.fixture(scope="module")
+def description(tiny_checkpoint):
+    return describe(tiny_checkpoint("llama-bias"), EngineOptions(max_num_seqs=2, max_model_len=128))
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+
+
+def test_the_page_holds_the_plan_and_needs_nothing_else(description):
+    html = page(description)
+    data = data_of(html)
+    assert data["plan"] == description.plan_dict
+    assert data["placement"]["memory"]["total_bytes"] == description.memory_quote.total_bytes
+    assert not re.search(
+        r"""(src|href)=|@import|url\(|https?://(?!www\.w3\.org/2000/svg)""", html.replace(json.dumps(data), "")
+    )
+
+
+def test_what_a_token_reads_adds_up(description):
+    """Every packed weight is read once by a token, but for the embedding table, of which one row is."""
+    place = description.placement["stages"][-1]
+    weights = {
+        w["name"]: found["bytes"]
+        for w, found in zip(description.plan_dict["stages"][-1]["weights"], place["weights"], strict=True)
+    }
+    read = sum(reads["weights"] for reads in place["reads"])
+    shared = 2 * weights["rope.inv_freq"]  # three layers read it
+    assert read == sum(weights.values()) + shared - weights["embedding.table"] + weights["embedding.table"] // 320
+    assert sum(reads["state_per_token"] for reads in place["reads"]) == description.memory_quote.state_bytes_per_token
+    assert sum(weights.values()) == description.memory_quote.weights_bytes
+
+
+def test_buffers_are_those_of_the_quote(description):
+    for stage, place in zip(description.plan_dict["stages"], description.placement["stages"], strict=True):
+        assert len(place["buffer_of"]) == len(stage["registers"])
+        assert len(place["buffer_bytes"]) == stage["peak_registers"]
+        assert sum(place["buffer_bytes"]) == description.memory_quote.registers_bytes
+
+
+def test_names_cannot_leave_the_script_element():
+    text = embedded({"name": "</script><script>alert(1)</script>"})
+    assert "<" not in text
+    assert json.loads(text)["name"].startswith("</script>")
+
+
+def test_the_command_writes_it(tiny_checkpoint, tmp_path, capsys):
+    out = tmp_path / "plan.html"
+    assert main(["plan", str(tiny_checkpoint("llama")), "--html", str(out)]) == 0
+    assert str(out) in capsys.readouterr().err
+    assert data_of(out.read_text())["plan"]["facts"]["model_type"] == "llama"
