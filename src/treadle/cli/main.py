@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-# command -> what it does; the command's module is treadle.cli.<command>_command
+# command -> what it does; the command's module is treadle.cli.<command>_command, with _ for spaces
 COMMANDS = {
     "run": "answer one prompt",
     "chat": "talk with a model in the terminal",
@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "list the models in the cache and those that can be pulled",
     "cache": "list or delete the packed weights that starts have kept",
     "plan": "show a model's compiled plan, or the memory it needs",
+    "plan diff": "show what changed between two plans",
     "onboard": "compare an unknown model with the known families and draft its family file",
     "quantize": "write a model as a GGUF file of another type",
     "perplexity": "measure how well a model predicts a text",
@@ -73,6 +74,8 @@ def dispatch(arguments: list[str]) -> int:
         print(overview())
         return 0 if arguments else 2
     name, *rest = arguments
+    if f"{name} {rest[0] if rest else ''}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("-V", "--version"):
         from treadle import __version__
 
@@ -89,7 +92,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     from treadle.cli.failure import Parser, report
     from treadle.errors import TreadleError
 
-    command: Command = import_module(f"treadle.cli.{name}_command")
+    command: Command = import_module(f"treadle.cli.{name.replace(' ', '_')}_command")
     parser = Parser(prog=f"treadle {name}", description=COMMANDS[name].capitalize() + ".")
     command.add_arguments(parser)
     options = parser.parse(arguments)

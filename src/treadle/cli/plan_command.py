@@ -26,6 +26,7 @@ MEMORY_ROWS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     parser.add_argument("--memory", action="store_true", help="the memory the engine allocates, without doing so")
+    parser.add_argument("--out", type=Path, metavar="FILE.plan", help="write the plan file (see treadle plan diff)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that shows it all, for any browser")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
@@ -35,12 +36,17 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.inference.engine import describe
 
     description = describe(options.model, chosen)
+    if options.out is not None:
+        description.save_plan(options.out)
+        print(f"wrote {options.out}", file=sys.stderr)
     if options.html is not None:
         from treadle.cli.plan_page import write_page
 
         write_page(description, options.html)
         print(f"wrote {options.html}", file=sys.stderr)
-    elif options.memory:
+    if options.out is not None or options.html is not None:
+        return 0
+    if options.memory:
         show_memory(description, as_json=options.json)
     elif options.json:
         print(json.dumps(description.plan_dict))

@@ -46,6 +46,7 @@ from treadle.plan.views import StepLimits, TensorView
 
 if TYPE_CHECKING:
     from treadle.models.onboard import Onboarding
+    from treadle.plan.diff import Difference
 
 __all__ = [
     "KNOWN_MODELS",
@@ -63,6 +64,8 @@ __all__ = [
     "list_models",
     "load",
     "onboard",
+    "plan_data",
+    "plan_differences",
     "pull",
     "quantize_file",
     "resolve",
@@ -186,6 +189,12 @@ class Description:
     def plan_hash(self) -> str:
         return self.info.plan_hash
 
+    def save_plan(self, path: Path) -> None:
+        """Writes the plan file. Raises OSError."""
+        from treadle.plan.codec import save
+
+        save(self.plans, path)
+
     @cached_property
     def plan_text(self) -> str:
         from treadle.plan.dump import text
@@ -303,6 +312,24 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
         checkpoint.close()
     info = _info(found, plans, layout.limits, backend, False, time.monotonic() - began)
     return Description(plans, info, layout)
+
+
+def plan_data(source: str | Path, options: EngineOptions) -> dict[str, Any]:
+    """The plans of a model, or of a .plan file, as plain data. Raises as `describe`, and InvalidPlan."""
+    path = Path(source)
+    if not (path.is_file() and path.suffix == ".plan"):
+        return describe(source, options).plan_dict
+    from treadle.plan.codec import load as load_plan
+    from treadle.plan.dump import as_dict
+
+    return as_dict(load_plan(path))
+
+
+def plan_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+    """What changes from one plan, as `plan_data` gives it, to another, in words."""
+    from treadle.plan.diff import differences
+
+    return differences(a, b)
 
 
 def _opened(
