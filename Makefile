@@ -1,4 +1,4 @@
-# make run | test | lint | native | native-test | native-sanitize | fuzz | bench | bench-peers | clean
+# make run | test | parity | lint | native | native-test | native-sanitize | fuzz | bench | bench-peers | clean
 # Everything lives in .venv and build/; nothing but python3 >= 3.11, make, git and a C++ compiler is needed.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -24,6 +24,9 @@ help:
 .venv/.dev: requirements/dev.txt .venv/.run
 	@tools/venv.sh dev
 
+.venv/.parity: requirements/parity.txt .venv/.run
+	@tools/venv.sh parity
+
 .venv/.native: $(NATIVE_SOURCES) CMakeLists.txt pyproject.toml | .venv/.run
 	@tools/build_native.sh
 	@touch $@
@@ -48,6 +51,10 @@ bench-peers: .venv/.native
 .PHONY: test
 test: .venv/.native .venv/.dev
 	.venv/bin/python -m pytest $(TESTS)
+
+.PHONY: parity
+parity: .venv/.native .venv/.parity
+	.venv/bin/treadle parity $(ARGS)
 
 .PHONY: lint
 lint: export PYTHONPATH := $(CURDIR)/src

@@ -1,6 +1,6 @@
 """Seeded tiny checkpoints: saved by transformers as safetensors with a byte-level tokenizer, or exported as GGUF.
 
-Weights are larger than a trained model's, so that attention is far from uniform and an error shows in the logits.
+Their weights are those of the parity oracle (treadle.parity.oracle), but not rounded to its grid.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel
+
+from treadle.parity import oracle
 
 VOCAB = 320
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -75,18 +77,7 @@ CONFIGS: Mapping[str, PreTrainedConfig] = {
 def model(name: str) -> PreTrainedModel:
     """The seeded model in f32, evaluating."""
     found = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32, attn_implementation="eager")
-    generator = torch.Generator().manual_seed(sum(name.encode()))
-    with torch.no_grad():
-        for key, parameter in found.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in key:
-                parameter.copy_(1 + 0.2 * noise)
-            elif key.endswith(".bias"):
-                parameter.copy_(0.3 * noise)
-            elif "embed" in key or "lm_head" in key:
-                parameter.copy_(0.5 * noise)
-            else:
-                parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
+    oracle.fill(found, sum(name.encode()), on_grid=False)
     return found.eval()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes or completes .venv. Usage: tools/venv.sh run|dev
+# Makes or completes .venv. Usage: tools/venv.sh run|dev|parity
 # While it works, .venv.partial exists; an aborted run leaves it behind, and the next run starts from nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -40,16 +40,6 @@ def tiny_ids(name):
     return tiny.tokenizer().encode(MIXED).ids[:POSITIONS]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("name", tiny.CONFIGS)
-def test_tiny_models(name, backend, tiny_checkpoint):
-    ids = tiny_ids(name)
-    expected = oracles.logits(tiny.model(name), ids)
-    with LLM(tiny_checkpoint(name), backend=backend, numerics="exact", max_num_seqs=1) as llm:
-        assert llm.encode(MIXED)[:POSITIONS] == ids
-        assert oracles.relative_error(llm.logits(ids), expected) < TOLERANCE
-
-
 BLOCKS_OF_32 = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"]
 BLOCKS_OF_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
 TYPES = [

@@ -25,6 +25,7 @@ COMMANDS = {
     "onboard": "compare an unknown model with the known families and draft its family file",
     "quantize": "write a model as a GGUF file of another type",
     "perplexity": "measure how well a model predicts a text",
+    "parity": "compare every family's logits with transformers'",
     "bench": "measure tokens a second and the share of the machine's limit",
 }
 

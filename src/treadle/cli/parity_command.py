@@ -1,0 +1,52 @@
+"""``treadle parity``: every family of the matrix against transformers, on every backend and numerics."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from treadle.cli.options import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--family", metavar="F", help="only this family")
+    parser.add_argument("--case", metavar="C", help="only the cases of this name")
+    parser.add_argument("--backend", choices=("reference", "cpu"), help="only this backend")
+    parser.add_argument("--numerics", choices=("exact", "fast"), help="only these numerics")
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
+    parser.add_argument("--list", action="store_true", help="name the cases, and run nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--html", metavar="FILE", help="write a report, which needs no other file")
+
+
+def execute(options: argparse.Namespace) -> int:
+    from treadle.parity.matrix import read_matrix
+    from treadle.parity.report import line, page, summary, totals
+    from treadle.parity.run import choose_settings, run_cases
+
+    matrix = read_matrix()
+    cases = matrix.select(options.family, options.case)
+    if options.list:
+        listed = [{"family": case.family, "case": case.name, "class": case.class_name} for case in cases]
+        print(json.dumps(listed) if options.json else "\n".join(f"{c['family']}/{c['case']}" for c in listed))
+        return 0
+    settings = choose_settings(options.backend, options.numerics)
+    reports = []
+    try:
+        for report in run_cases(cases, matrix.defaults, settings, options.threads, _say):
+            reports.append(report)
+            if not options.json:
+                _say("")
+                print(line(report), flush=True)
+    finally:
+        _say("")
+    if options.html:
+        Path(options.html).write_text(page(reports), encoding="utf-8")
+    print(json.dumps(totals(reports)) if options.json else summary(reports))
+    return 0 if all(report.status == "passed" for report in reports) else 1
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""Parity: every family against transformers, by command; what is compared stands in matrix.toml."""

@@ -1,0 +1,94 @@
+"""The oracle: transformers' own model with seeded weights, in f32 with eager attention. Imports torch.
+
+Weights are normal noise of a size that a tensor's name tells; larger than a trained model's, so that attention is far
+from uniform and an error shows in the logits. They lie on a grid that f32, f16, bf16 and q8_0 all hold exactly: one run
+of the oracle then serves every way in which the weights are stored, and what differs is arithmetic alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from treadle.errors import InvalidRequest
+
+F32 = NDArray[np.float32]
+DTYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16}
+BLOCK: Final = 32
+"""Elements of a q8_0 block."""
+
+
+def quiet() -> None:
+    """Neither progress bars nor advice on stderr."""
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def seeded_model(class_name: str, config: Mapping[str, Any], seed: int) -> transformers.PreTrainedModel:
+    """The transformers class on a config of these keyword arguments, evaluating. Raises InvalidRequest."""
+    kind = getattr(transformers, class_name, None)
+    if kind is None:
+        raise InvalidRequest(f"transformers {transformers.__version__} has no class {class_name!r}")
+    model = kind._from_config(kind.config_class(**config), dtype=torch.float32, attn_implementation="eager")
+    fill(model, seed)
+    return cast(transformers.PreTrainedModel, model.eval())
+
+
+def fill(model: transformers.PreTrainedModel, seed: int, on_grid: bool = True) -> None:
+    """Every floating tensor of the state dict by its name alone: the same name and shape give the same values.
+
+    `on_grid` False leaves the noise as it is, for those to whom rounding matters.
+    """
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point():
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), seed))
+                values = _values(name, torch.randn(tensor.shape, generator=generator))
+                tensor.copy_(_on_grid(values) if on_grid else values)
+    model.tie_weights()
+
+
+def _values(name: str, noise: torch.Tensor) -> torch.Tensor:
+    """Norms near 1, biases 0.3, embeddings and heads 0.5, matrices 1.2 / sqrt(fan in)."""
+    if noise.ndim == 1 and name.endswith("bias"):
+        return 0.3 * noise
+    if "norm" in name or (noise.ndim == 1 and name.endswith("weight")):
+        return 1 + 0.2 * noise
+    if "embed" in name or "lm_head" in name:
+        return 0.5 * noise
+    return noise * 1.2 / noise.shape[-1] ** 0.5 if noise.ndim else noise
+
+
+def _on_grid(values: torch.Tensor) -> torch.Tensor:
+    """Multiples, at most 127, of a power of two; in every block of 32 along the last two axes one is +-127.
+
+    So q8_0 finds that power as each block's scale. Tensors that have no such blocks are rounded to bf16.
+    """
+    if values.ndim < 2 or any(size % BLOCK for size in values.shape[-2:]):
+        return values.to(torch.bfloat16).float()
+    step = 2.0 ** torch.round(torch.log2(2.5 * values.std() / 127))
+    steps = torch.round(values / step).clamp(-127, 127)
+    rows, cols = torch.arange(values.shape[-2])[:, None], torch.arange(values.shape[-1])
+    peaks = torch.where(values < 0, -127.0, 127.0)
+    return torch.where(rows % BLOCK == cols % BLOCK, peaks, steps) * step
+
+
+def save(model: transformers.PreTrainedModel, directory: Path, weights: str = "f32") -> Path:
+    """config.json and model.safetensors, stored as f32 or bf16. The model itself stays as it is."""
+    state = {name: value.to(DTYPES[weights]) for name, value in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=state)
+    return directory
+
+
+def logits(model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[F32]:
+    """[positions, vocab] of each prompt, all of its positions at once."""
+    with torch.no_grad():
+        return [model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy() for ids in prompts]
