@@ -51,19 +51,20 @@ Weight weight_from(const std::optional<WeightTuple>& in) {
     if (!in) return w;
     const auto& [address, dtype, shape] = *in;
     w.present = true;
-    if (shape.size() == 2) {
-        const auto type = static_cast<compute::DType>(dtype);
-        expect(compute::packable(type, shape[1]),
-               "weight of dtype " + std::to_string(dtype) + " has no packed form");
-        w.is_matrix = true;
-        w.matrix = {type, shape[0], shape[1], compute::strip_bytes(type, shape[1]),
-                    reinterpret_cast<const std::byte*>(address)};
-    } else {
-        expect(shape.size() == 1,
-               "a weight has " + std::to_string(shape.size()) + " axes; 1 or 2 are supported");
+    if (shape.size() == 1) {
         w.vector = reinterpret_cast<const float*>(address);
         w.size = shape[0];
+        return w;
     }
+    expect(shape.size() == 2 || shape.size() == 3,
+           "a weight has " + std::to_string(shape.size()) + " axes; 1 to 3 are supported");
+    const auto type = static_cast<compute::DType>(dtype);
+    const int64_t rows = shape[shape.size() - 2], cols = shape.back();
+    expect(compute::packable(type, cols), "weight of dtype " + std::to_string(dtype) + " has no packed form");
+    w.is_matrix = true;
+    w.matrix = {type, rows, cols, compute::strip_bytes(type, cols),
+                reinterpret_cast<const std::byte*>(address)};
+    if (shape.size() == 3) w.matrices = shape[0];
     return w;
 }
 

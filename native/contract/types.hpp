@@ -30,6 +30,7 @@ enum class Opcode : uint8_t {
     attention_block = 128,  // norm -> multihead_attention -> residual_add
     mlp_block = 129,        // norm -> swiglu -> residual_add
     norm_lm_head = 130,     // norm -> lm_head
+    moe_block = 131,        // norm -> moe -> residual_add
 };
 
 enum class ActivationKind : uint32_t {
@@ -43,6 +44,9 @@ enum class ActivationKind : uint32_t {
     identity = 7,
     swiglu_clamped = 8,
 };
+
+enum class RouterScore : uint32_t { softmax_then_topk = 0, topk_then_softmax = 1, sigmoid = 2 };
+enum class GroupScore : uint32_t { max = 0, sum_top2 = 1 };
 
 enum class QKNorm : uint32_t { none = 0, rms_per_head = 1, layernorm_per_head = 2, rms_whole = 3 };
 

@@ -11,7 +11,7 @@ using contract::Opcode;
 constexpr Opcode kClaimed[] = {
     Opcode::rmsnorm,      Opcode::multihead_attention, Opcode::swiglu,  Opcode::embedding,
     Opcode::residual_add, Opcode::layernorm,           Opcode::lm_head, Opcode::attention_block,
-    Opcode::mlp_block,    Opcode::norm_lm_head,
+    Opcode::mlp_block,    Opcode::norm_lm_head,        Opcode::moe,     Opcode::moe_block,
 };
 
 constexpr std::array<Adapter, 256> make_table() {
@@ -25,9 +25,11 @@ constexpr std::array<Adapter, 256> make_table() {
     set(Opcode::residual_add, {bind_residual_add, 2, 2, 1, 0, 1});
     set(Opcode::multihead_attention, {bind_attention, 1, 1, 1, 14, 1});
     set(Opcode::swiglu, {bind_mlp, 1, 1, 1, 6, 1});
+    set(Opcode::moe, {bind_moe, 1, 1, 1, 13, 1});
     set(Opcode::lm_head, {bind_lm_head, 1, 1, 1, 2, 1});
     set(Opcode::attention_block, {bind_attention, 2, 2, 1, 16, 3});
     set(Opcode::mlp_block, {bind_mlp, 2, 2, 1, 8, 3});
+    set(Opcode::moe_block, {bind_moe, 2, 2, 1, 15, 3});
     set(Opcode::norm_lm_head, {bind_lm_head, 1, 1, 1, 4, 2});
     return table;
 }

@@ -32,26 +32,28 @@ Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_
     return norm;
 }
 
-RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers)
-    : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), exact_(context.exact), norm_(norm),
-      gathers_(gathers) {}
+RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers,
+                   int64_t max_groups)
+    : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), max_groups_(max_groups),
+      exact_(context.exact), norm_(norm), gathers_(gathers) {}
 
 void RowInput::serves(const PackedMatrix& w) {
     (takes_i8(w, exact_) ? wants_i8_ : takes_bf16(w, exact_) ? wants_bf16_ : wants_f32_) = true;
 }
 
-RowInput::Forms RowInput::take(Carver& carver, int64_t rows) const {
+RowInput::Forms RowInput::take(Carver& carver, int64_t rows, int64_t groups) const {
     Forms forms;
     if (wants_f32_ && (norm_.present || gathers_)) forms.f32 = carver.take<float>(rows * cols_);
-    if (wants_i8_) forms.i8 = carver.take<std::byte>(kernels_->quant_bytes(rows, cols_));
+    if (wants_i8_) forms.i8 = carver.take<std::byte>(i8_offset(rows, groups));
     if (wants_bf16_) forms.bf16 = carver.take<uint16_t>(rows * ld_bf16());
     return forms;
 }
 
 RowInput::Pieces RowInput::carve(Carver& team, Carver& own) const {
     Pieces pieces;
-    pieces.team = take(team, max_rows_);
-    pieces.own = take(own, std::min(kRedundantRows, max_rows_));
+    const int64_t few = std::min(kRedundantRows, max_rows_);
+    pieces.team = take(team, max_rows_, max_groups_);
+    pieces.own = take(own, few, std::min(few, max_groups_));
     if (norm_.present) pieces.row = own.take<float>(cols_);
     return pieces;
 }
@@ -62,9 +64,11 @@ Needs RowInput::needs() const {
     return {team.used(), own.used()};
 }
 
-void RowInput::make(const float* x, int64_t ldx, Range range, int64_t rows, const int32_t* gather,
-                    const Kernels& kernels, const Forms& to, float* row) const {
+void RowInput::make(const float* x, int64_t ldx, Range range, std::span<const RowGroup> groups,
+                    const int32_t* gather, const Kernels& kernels, const Forms& to, float* row) const {
+    size_t g = 0;
     for (int64_t r = range.first; r < range.last; ++r) {
+        while (r >= groups[g].first + groups[g].rows) ++g;
         const float* source = x + (gather ? gather[r] : r) * ldx;
         if (to.f32 || norm_.present) {
             float* target = to.f32 ? to.f32 + r * cols_ : row;
@@ -75,20 +79,22 @@ void RowInput::make(const float* x, int64_t ldx, Range range, int64_t rows, cons
             }
             source = target;
         }
-        // A leading dimension of 0 makes `source` row r.
-        if (to.i8) kernels.quantise(source, 0, r, r + 1, rows, cols_, to.i8);
+        if (to.i8) {  // a leading dimension of 0 makes `source` the row of any number
+            const int64_t at = r - groups[g].first;
+            kernels.quantise(source, 0, at, at + 1, groups[g].rows, cols_,
+                             to.i8 + i8_offset(groups[g].first, static_cast<int64_t>(g)));
+        }
         if (to.bf16) kernels.round_bf16(source, cols_, to.bf16 + r * ld_bf16());
     }
 }
 
-ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int32_t* gather, Worker& worker,
-                            std::byte* shared, std::byte* scratch) const {
-    Carver team(shared), own(scratch);
-    const Pieces pieces = carve(team, own);
+RowInput::Forms RowInput::fill(const float* x, int64_t ldx, std::span<const RowGroup> groups,
+                               const int32_t* gather, Worker& worker, const Pieces& pieces) const {
+    const int64_t rows = groups.back().first + groups.back().rows;
     const bool few = rows <= kRedundantRows;
     const Forms& to = few ? pieces.own : pieces.team;
     const auto make_range = [&](Range range) {
-        make(x, ldx, range, rows, gather, worker.kernels, to, pieces.row);
+        make(x, ldx, range, groups, gather, worker.kernels, to, pieces.row);
     };
     if (few) {
         make_range({0, rows});
@@ -96,7 +102,40 @@ ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int
         worker.each(rows, worker.piece(rows, kFewPieces), make_range);
         worker.sync();
     }
-    return {to.f32 ? to.f32 : x, to.f32 ? cols_ : ldx, to.i8, to.bf16, ld_bf16(), rows};
+    return to;
+}
+
+ReadyRows RowInput::ready(const Forms& forms, const float* x, int64_t ldx, RowGroup group,
+                          int64_t index) const {
+    ReadyRows rows{.ld_halves = ld_bf16(), .rows = group.rows};
+    rows.x = forms.f32 ? forms.f32 + group.first * cols_ : x + group.first * ldx;
+    rows.ldx = forms.f32 ? cols_ : ldx;
+    if (forms.i8) rows.quants = forms.i8 + i8_offset(group.first, index);
+    if (forms.bf16) rows.halves = forms.bf16 + group.first * ld_bf16();
+    return rows;
+}
+
+ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int32_t* gather, Worker& worker,
+                            std::byte* shared, std::byte* scratch) const {
+    Carver team(shared), own(scratch);
+    const RowGroup all{0, rows};
+    return ready(fill(x, ldx, {&all, 1}, gather, worker, carve(team, own)), x, ldx, all, 0);
+}
+
+RowInput::Grouped RowInput::prepare_groups(const float* x, int64_t ldx, int64_t source_rows,
+                                           std::span<const RowGroup> groups, const int32_t* gather,
+                                           Worker& worker, std::byte* shared, std::byte* scratch) const {
+    Carver team(shared), own(scratch);
+    Grouped grouped;
+    grouped.input_ = this;
+    grouped.x_ = x;
+    grouped.ldx_ = ldx;
+    grouped.groups_ = groups;
+    grouped.same_ = gather && source_rows == 1;
+    const RowGroup only{0, 1};
+    grouped.forms_ =
+        fill(x, ldx, grouped.same_ ? std::span(&only, 1) : groups, gather, worker, carve(team, own));
+    return grouped;
 }
 
 int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w) {

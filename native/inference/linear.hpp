@@ -37,11 +37,25 @@ struct ReadyRows {
     int64_t rows = 0;
 };
 
+// Prepared rows [first, first + rows) that matrices of their own take.
+struct RowGroup {
+    int64_t first, rows;
+};
+
 // Prepares the input rows of one or more matrices of `cols` columns.
 class RowInput {
+    // The pieces of the workspace; null where a form is not needed. `own` ones hold few rows.
+    struct Forms {
+        float* f32 = nullptr;
+        std::byte* i8 = nullptr;
+        uint16_t* bf16 = nullptr;
+    };
+
   public:
     RowInput() = default;
-    RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers);
+    // `max_rows`, `max_groups`: of what is prepared at once.
+    RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers,
+             int64_t max_groups = 1);
 
     // Every matrix that will read the rows is announced first: it decides which forms are made.
     void serves(const PackedMatrix& w);
@@ -52,26 +66,53 @@ class RowInput {
     ReadyRows prepare(const float* x, int64_t ldx, int64_t rows, const int32_t* gather, Worker& worker,
                       std::byte* shared, std::byte* scratch) const;
 
-  private:
-    // The pieces of the workspace; null where a form is not needed. `own` ones hold few rows.
-    struct Forms {
-        float* f32 = nullptr;
-        std::byte* i8 = nullptr;
-        uint16_t* bf16 = nullptr;
+    // Rows that are cut into groups.
+    class Grouped {
+      public:
+        ReadyRows group(int64_t index) const {
+            if (same_) return input_->ready(forms_, x_, ldx_, {0, 1}, 0);
+            return input_->ready(forms_, x_, ldx_, groups_[static_cast<size_t>(index)], index);
+        }
+
+      private:
+        friend class RowInput;
+        const RowInput* input_ = nullptr;
+        Forms forms_;
+        const float* x_ = nullptr;
+        int64_t ldx_ = 0;
+        std::span<const RowGroup> groups_;
+        bool same_ = false;  // all groups are the one row that there is
     };
+
+    // The same for groups that follow one another from row 0 on; of `source_rows` rows where `gather` picks them.
+    Grouped prepare_groups(const float* x, int64_t ldx, int64_t source_rows, std::span<const RowGroup> groups,
+                           const int32_t* gather, Worker& worker, std::byte* shared,
+                           std::byte* scratch) const;
+
+  private:
     struct Pieces {
         Forms team, own;
         float* row = nullptr;
     };
     Pieces carve(Carver& team, Carver& own) const;
-    Forms take(Carver& carver, int64_t rows) const;
-    void make(const float* x, int64_t ldx, Range range, int64_t rows, const int32_t* gather,
-              const Kernels& kernels, const Forms& to, float* row) const;
+    Forms take(Carver& carver, int64_t rows, int64_t groups) const;
+    Forms fill(const float* x, int64_t ldx, std::span<const RowGroup> groups, const int32_t* gather,
+               Worker& worker, const Pieces& pieces) const;
+    void make(const float* x, int64_t ldx, Range range, std::span<const RowGroup> groups,
+              const int32_t* gather, const Kernels& kernels, const Forms& to, float* row) const;
+    ReadyRows ready(const Forms& forms, const float* x, int64_t ldx, RowGroup group, int64_t index) const;
     int64_t ld_bf16() const { return (cols_ + 1) / 2 * 2; }
+    // Where a group's quants begin: aligned, whatever the groups before it.
+    int64_t i8_offset(int64_t first, int64_t index) const {
+        return (kernels_->quant_bytes(first, cols_) + compute::kAlign - 1) / compute::kAlign *
+                   compute::kAlign +
+               index * compute::kAlign;
+    }
 
     const Kernels* kernels_ = nullptr;
     int64_t cols_ = 0;
     int64_t max_rows_ = 0;
+    int64_t max_groups_ = 1;
     bool exact_ = false;
     Norm norm_;
     bool gathers_ = false;

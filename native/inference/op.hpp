@@ -44,11 +44,12 @@ struct Register {
     const int32_t* i32() const { return reinterpret_cast<const int32_t*>(data); }
 };
 
-// A weight bound to the backend's copy: a packed matrix, or a vector of f32.
+// A weight bound to the backend's copy: a vector of f32, a packed matrix, or several of one shape, one after another.
 struct Weight {
     bool present = false;
     bool is_matrix = false;
-    PackedMatrix matrix{};
+    PackedMatrix matrix{};  // the first
+    int64_t matrices = 1;
     const float* vector = nullptr;
     int64_t size = 0;  // elements of a vector
 };
@@ -187,9 +188,18 @@ inline void expect(bool ok, const std::string& what) {
 }
 
 inline const PackedMatrix& matrix(const Weight& w, int64_t rows, int64_t cols, const char* name) {
-    expect(w.present && w.is_matrix && w.matrix.rows == rows && w.matrix.cols == cols,
+    expect(w.present && w.is_matrix && w.matrices == 1 && w.matrix.rows == rows && w.matrix.cols == cols,
            std::string(name) + ": expected a matrix [" + std::to_string(rows) + ", " + std::to_string(cols) +
                "]");
+    return w.matrix;
+}
+
+// The first of `count` matrices.
+inline const PackedMatrix& matrices(const Weight& w, int64_t count, int64_t rows, int64_t cols,
+                                    const char* name) {
+    expect(w.present && w.is_matrix && w.matrices == count && w.matrix.rows == rows && w.matrix.cols == cols,
+           std::string(name) + ": expected " + std::to_string(count) + " matrices [" + std::to_string(rows) +
+               ", " + std::to_string(cols) + "]");
     return w.matrix;
 }
 

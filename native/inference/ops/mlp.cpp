@@ -1,50 +1,11 @@
 // swiglu (gated or plain MLP) and its fusion with the norm before and the residual after it.
 #include "inference/adapters.hpp"
-#include "inference/linear.hpp"
+#include "inference/widen.hpp"
 
 namespace treadle::inference {
 namespace {
 
 enum WeightIndex { kGate, kUp, kDown, kGateBias, kUpBias, kDownBias, kNorm };
-
-// Floats of the up projection that a thread holds at once, so that gate and up of a piece stay in its cache.
-constexpr int64_t kUpFloats = 32 * 1024;
-
-compute::ActivationParams activation_of(const contract::SwiGLUParams& p) {
-    using compute::Activation;
-    using contract::ActivationKind;
-    compute::ActivationParams a{.limit = p.limit, .alpha = p.alpha};
-    switch (static_cast<ActivationKind>(p.activation)) {
-        case ActivationKind::silu:
-            a.kind = Activation::silu;
-            return a;
-        case ActivationKind::gelu:
-            a.kind = Activation::gelu;
-            return a;
-        case ActivationKind::gelu_tanh:
-            a.kind = Activation::gelu_tanh;
-            return a;
-        case ActivationKind::relu:
-            a.kind = Activation::relu;
-            return a;
-        case ActivationKind::relu2:
-            a.kind = Activation::relu2;
-            return a;
-        case ActivationKind::tanh:
-            a.kind = Activation::tanh;
-            return a;
-        case ActivationKind::sigmoid:
-            a.kind = Activation::sigmoid;
-            return a;
-        case ActivationKind::identity:
-            a.kind = Activation::none;
-            return a;
-        case ActivationKind::swiglu_clamped:
-            a.kind = Activation::swiglu_clamped;
-            return a;
-    }
-    throw BindError("swiglu: activation " + std::to_string(p.activation) + " is unknown");
-}
 
 class MlpOp final : public Op {
   public:
@@ -53,12 +14,12 @@ class MlpOp final : public Op {
         const bool fused = in.params.size() == 3;
         const auto& params = in.params[fused ? 1 : 0].as<contract::SwiGLUParams>();
         const int64_t inner = params.intermediate;
-        activation_ = activation_of(params);
-        if (params.gated) gate_ = matrix(in.weights[kGate], inner, x_.cols, "gate");
-        up_ = matrix(in.weights[kUp], inner, x_.cols, "up");
+        widening_.activation = activation_of(params.activation, params.alpha, params.limit);
+        if (params.gated) widening_.gate = matrix(in.weights[kGate], inner, x_.cols, "gate");
+        widening_.up = matrix(in.weights[kUp], inner, x_.cols, "up");
         down_ = matrix(in.weights[kDown], y_.cols, inner, "down");
-        gate_bias_ = vector(in.weights[kGateBias], inner, "gate_bias");
-        up_bias_ = vector(in.weights[kUpBias], inner, "up_bias");
+        widening_.gate_bias = vector(in.weights[kGateBias], inner, "gate_bias");
+        widening_.up_bias = vector(in.weights[kUpBias], inner, "up_bias");
         down_bias_ = vector(in.weights[kDownBias], y_.cols, "down_bias");
         Norm norm;
         if (fused) {
@@ -68,8 +29,8 @@ class MlpOp final : public Op {
             expect(residual_.cols == y_.cols, "mlp: the residual's width differs from the output's");
         }
         input_ = RowInput(context, x_.cols, context.limits.max_rows, norm, false);
-        input_.serves(up_);
-        if (gate_.rows) input_.serves(gate_);
+        input_.serves(widening_.up);
+        if (widening_.gate.rows) input_.serves(widening_.gate);
         inner_ = RowInput(context, inner, context.limits.max_rows, Norm{}, false);
         inner_.serves(down_);
     }
@@ -85,10 +46,10 @@ class MlpOp final : public Op {
         const Pieces p = carve(team, own);
         const ReadyRows rows =
             input_.prepare(x_.f32(), x_.cols, step.rows, nullptr, worker, p.input_team, p.input_own);
-        widen(rows, worker, p);
+        widen_all(rows, worker, p);
         worker.sync();
         const ReadyRows inner =
-            inner_.prepare(p.inner, up_.rows, step.rows, nullptr, worker, p.inner_team, p.inner_own);
+            inner_.prepare(p.inner, down_.cols, step.rows, nullptr, worker, p.inner_team, p.inner_own);
         compute::Epilogue epilogue{.bias = down_bias_};
         if (residual_.data) {
             epilogue.residual = residual_.f32();
@@ -101,7 +62,7 @@ class MlpOp final : public Op {
 
     int64_t planned_bytes(const Step&) const override {
         int64_t bytes = 0;
-        for (const PackedMatrix* w : {&gate_, &up_, &down_})
+        for (const PackedMatrix* w : {&widening_.gate, &widening_.up, &down_})
             bytes += w->rows ? w->strips() * w->strip_bytes : 0;
         return bytes;
     }
@@ -112,58 +73,36 @@ class MlpOp final : public Op {
         std::byte *input_team, *inner_team, *input_own, *inner_own, *matmul;
     };
 
-    int64_t up_floats() const { return std::max(kUpFloats, context_.limits.max_rows * compute::kStripRows); }
-
     Pieces carve(Carver& team, Carver& own) const {
         Pieces p{};
-        p.inner = team.take<float>(context_.limits.max_rows * up_.rows);
-        if (gate_.rows) p.up = own.take<float>(up_floats());
+        p.inner = team.take<float>(context_.limits.max_rows * down_.cols);
+        if (widening_.gate.rows) p.up = own.take<float>(widen_floats(context_.limits.max_rows));
         const Needs in = input_.needs(), inner = inner_.needs();
         p.input_team = team.take<std::byte>(in.shared);
         p.inner_team = team.take<std::byte>(inner.shared);
         p.input_own = own.take<std::byte>(in.thread);
         p.inner_own = own.take<std::byte>(inner.thread);
-        p.matmul =
-            own.take<std::byte>(std::max(matmul_scratch(context_, up_), matmul_scratch(context_, down_)));
+        p.matmul = own.take<std::byte>(
+            std::max(matmul_scratch(context_, widening_.up), matmul_scratch(context_, down_)));
         return p;
     }
 
-    // inner = act(gate x) * up x, in pieces of whole strips; the activation follows its piece while it is in
-    // cache.
-    void widen(const ReadyRows& rows, Worker& worker, const Pieces& p) const {
-        const int64_t strips = up_.strips();
-        const int64_t fits = std::max(int64_t{1}, up_floats() / (rows.rows * compute::kStripRows));
+    // Pieces of whole strips: the activation follows its piece while it is in cache.
+    void widen_all(const ReadyRows& rows, Worker& worker, const Pieces& p) const {
+        const int64_t strips = widening_.up.strips();
+        const int64_t fits = widen_strips(widen_floats(context_.limits.max_rows), rows.rows);
         const int64_t piece = std::min(fits, strip_piece(worker, strips, rows.rows));
-        worker.each(strips, std::min(piece, kStripGrain), piece,
-                    [&](Range range) { widen_piece(range, rows, worker, p); });
-    }
-
-    void widen_piece(Range strips, const ReadyRows& rows, Worker& worker, const Pieces& p) const {
-        const int64_t column = strips.first * compute::kStripRows;
-        const int64_t width = std::min(strips.last * compute::kStripRows, up_.rows) - column;
-        if (gate_.rows == 0) {
-            multiply({&up_, p.inner, up_.rows, {.bias = up_bias_}}, strips, rows, worker.kernels,
-                     context_.exact, p.matmul);
-        } else {
-            multiply({&gate_, p.inner, up_.rows, {.bias = gate_bias_}}, strips, rows, worker.kernels,
-                     context_.exact, p.matmul);
-            // The kernel writes at the strip's own column: the piece's first column lies at up[0].
-            multiply({&up_, p.up - column, width, {.bias = up_bias_}}, strips, rows, worker.kernels,
-                     context_.exact, p.matmul);
-        }
-        for (int64_t r = 0; r < rows.rows; ++r) {
-            float* inner = p.inner + r * up_.rows + column;
-            worker.kernels.activate(inner, gate_.rows ? p.up + r * width : nullptr, width, activation_,
-                                    inner);
-        }
+        worker.each(strips, std::min(piece, kStripGrain), piece, [&](Range range) {
+            widen(widening_, range, rows, p.inner, p.up, worker.kernels, context_.exact, p.matmul);
+        });
     }
 
     BindContext context_;
-    compute::ActivationParams activation_;
     Register x_, y_, residual_;
     float residual_scale_ = 1.0f;
-    PackedMatrix gate_{}, up_{}, down_{};
-    const float *gate_bias_ = nullptr, *up_bias_ = nullptr, *down_bias_ = nullptr;
+    Widening widening_;
+    PackedMatrix down_{};
+    const float* down_bias_ = nullptr;
     RowInput input_, inner_;
 };
 

@@ -95,10 +95,10 @@ class CpuBackend:
             if dtype not in _VECTOR_TYPES:
                 raise InvalidWeights(f"{binding.name}: a vector of {dtype.name.lower()} is not supported by cpu")
             return _aligned(4 * binding.shape[0])
-        rows, cols = _matrix_shape(binding)
+        count, rows, cols = _matrices(binding)
         if not _native.packable(int(dtype), cols):
             raise InvalidWeights(f"{binding.name}: cpu cannot pack {dtype.name.lower()} rows of {cols} elements")
-        return _aligned(_native.packed_bytes(int(dtype), rows, cols))
+        return _aligned(count * _native.packed_bytes(int(dtype), rows, cols))
 
     def register_bytes(self, spec: RegisterSpec, limits: StepLimits) -> int:
         """Bytes of a register at the largest step; every element takes four."""
@@ -122,8 +122,10 @@ class CpuBackend:
             values = np.ascontiguousarray(view.data).view(_VECTOR_TYPES[view.dtype]).astype(np.float32)
             out[: values.nbytes] = values.reshape(-1).view(np.uint8)
             return
-        rows, cols = _matrix_shape(binding)
-        _native.pack(self._pool, view.data.reshape(rows, -1), int(view.dtype), cols, out)
+        count, rows, cols = _matrices(binding)
+        stored = view.data.reshape(count, rows, -1)
+        for matrix, packed in zip(stored, out.reshape(count, -1), strict=True):
+            _native.pack(self._pool, matrix, int(view.dtype), cols, packed)
 
     def packing(self, dtypes: Iterable[DType]) -> str:
         """Signatures of the native core's packing, one a dtype. Every ISA and numeric mode reads the same bytes."""
@@ -230,10 +232,12 @@ class CpuProgram:
         self._program.cancel()
 
 
-def _matrix_shape(binding: WeightBinding) -> tuple[int, int]:
-    if len(binding.shape) != 2:
-        raise InvalidWeights(f"{binding.name}: cpu takes weights of one or two axes, found shape {binding.shape}")
-    return binding.shape[0], binding.shape[1]
+def _matrices(binding: WeightBinding) -> tuple[int, int, int]:
+    """A weight of two or three axes as (matrices, rows, cols)."""
+    if len(binding.shape) not in (2, 3):
+        raise InvalidWeights(f"{binding.name}: cpu takes weights of one to three axes, found shape {binding.shape}")
+    count, rows, cols = (1, *binding.shape)[-3:]
+    return count, rows, cols
 
 
 def _aligned(count: int) -> int:

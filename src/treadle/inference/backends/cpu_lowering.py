@@ -18,14 +18,17 @@ MLP_BLOCK: Final = 129
 """norm, swiglu, residual_add."""
 NORM_LM_HEAD: Final = 130
 """norm, lm_head."""
+MOE_BLOCK: Final = 131
+"""norm, moe, residual_add."""
 
 NORMS: Final = frozenset({Opcode.RMSNORM, Opcode.LAYERNORM})
-BLOCKS: Final = {Opcode.MULTIHEAD_ATTENTION: ATTENTION_BLOCK, Opcode.SWIGLU: MLP_BLOCK}
-FUSIONS: Final = frozenset({"attention_block", "mlp_block", "norm_lm_head"})
+BLOCKS: Final = {Opcode.MULTIHEAD_ATTENTION: ATTENTION_BLOCK, Opcode.SWIGLU: MLP_BLOCK, Opcode.MOE: MOE_BLOCK}
+FUSIONS: Final = frozenset({"attention_block", "mlp_block", "moe_block", "norm_lm_head"})
 FUSION_NAMES: Final = {
     ATTENTION_BLOCK: "attention_block",
     MLP_BLOCK: "mlp_block",
     NORM_LM_HEAD: "norm_lm_head",
+    MOE_BLOCK: "moe_block",
 }
 
 

@@ -1,0 +1,27 @@
+// The first half of a feed-forward block: act(gate x) * up x, or act(up x) where there is no gate.
+#pragma once
+
+#include "inference/linear.hpp"
+
+namespace treadle::inference {
+
+// Throws BindError for an activation that is not known.
+compute::ActivationParams activation_of(uint32_t kind, float alpha, float limit);
+
+struct Widening {
+    PackedMatrix gate{};  // no rows: none
+    PackedMatrix up{};
+    const float *gate_bias = nullptr, *up_bias = nullptr;
+    compute::ActivationParams activation{};
+};
+
+// Floats of the up projection that a thread holds at once, so that gate and up of a piece stay in its cache.
+int64_t widen_floats(int64_t max_rows);
+// Strips that fit in them, whole grains of them where there is more than one.
+int64_t widen_strips(int64_t floats, int64_t rows);
+
+// The columns of strips [strips) of inner [rows, up.rows]. scratch: rows * columns floats, not used without a gate.
+void widen(const Widening& w, Range strips, const ReadyRows& rows, float* inner, float* scratch,
+           const Kernels& kernels, bool exact, std::byte* matmul);
+
+}  // namespace treadle::inference
