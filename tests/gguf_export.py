@@ -5,6 +5,7 @@ gguf-py gives the names of tensors and keys; what the converter does to values i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gpt2": gguf.MODEL_ARCH.GPT2,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "olmo": gguf.MODEL_ARCH.OLMO,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "phi": gguf.MODEL_ARCH.PHI2,
+    "phi3": gguf.MODEL_ARCH.PHI3,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "stablelm": gguf.MODEL_ARCH.STABLELM,
+    "starcoder2": gguf.MODEL_ARCH.STARCODER2,
 }
 """model_type -> architecture."""
 
@@ -58,6 +67,9 @@ def _add_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
     if (eps := getattr(config, "rms_norm_eps", None)) is not None:
         writer.add_layer_norm_rms_eps(eps)
+    for key in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
+        if (eps := getattr(config, key, None)) is not None:
+            writer.add_layer_norm_eps(eps)
     if (head_dim := getattr(config, "head_dim", None)) is not None:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -89,6 +101,72 @@ def _gemma3_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
+def _granite_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_attention_scale(config.attention_multiplier)
+    writer.add_embedding_scale(config.embedding_multiplier)
+    writer.add_residual_scale(config.residual_multiplier)
+    writer.add_logit_scale(config.logits_scaling)
+
+
+def _olmo_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    writer.add_layer_norm_eps(1e-5)
+    if config.clip_qkv is not None:
+        writer.add_clamp_kqv(config.clip_qkv)
+
+
+def _partial_rope_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    head_dim = config.hidden_size // config.num_attention_heads
+    writer.add_rope_dimension_count(int(config.rope_parameters["partial_rotary_factor"] * head_dim))
+
+
+def _phi3_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    _partial_rope_keys(writer, config)
+    original = config.original_max_position_embeddings
+    writer.add_rope_scaling_orig_ctx_len(original)
+    writer.add_sliding_window(config.sliding_window or 0)
+    if "short_factor" in config.rope_parameters:
+        scale = config.max_position_embeddings / original
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)))
+        for length in ("short", "long"):
+            factors = np.array(config.rope_parameters[f"{length}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{length}.weight", factors)
+
+
+def _stablelm_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    _partial_rope_keys(writer, config)
+    writer.add_parallel_residual(config.use_parallel_residual)
+
+
+def _permuted(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """LlamaModel.permute of the q and k rows."""
+    for name, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if name in key:
+            value = value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
+    yield key, value
+
+
+def _gpt2(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    turned = key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+    yield key, value.T if turned else value
+
+
+def _stablelm(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """Norms of heads are stacked; each call brings one, and the last one yields them all."""
+    if "layernorm.norms" not in key:
+        yield key, value
+        return
+    stem, head = key.removesuffix(".weight").split(".norms.")
+    gains = _GAINS.setdefault(stem, [])
+    gains.append(value)
+    heads = config.num_attention_heads if "q_layernorm" in stem else config.num_key_value_heads
+    if int(head) == heads - 1:
+        yield f"{stem}.weight", np.stack(_GAINS.pop(stem))
+
+
+_GAINS: dict[str, list[np.ndarray]] = {}
+
+
 def _gemma(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
     yield key, value + np.float32(1) if key.endswith("norm.weight") else value
 
@@ -96,9 +174,18 @@ def _gemma(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
 _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "gemma2": _gemma2_keys,
     "gemma3_text": _gemma3_keys,
+    "granite": _granite_keys,
+    "olmo": _olmo_keys,
+    "phi": _partial_rope_keys,
+    "phi3": _phi3_keys,
+    "stablelm": _stablelm_keys,
 }
 _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] = {
     "gemma": _gemma,
     "gemma2": _gemma,
     "gemma3_text": _gemma,
+    "gpt2": _gpt2,
+    "granite": _permuted,
+    "olmo": _permuted,
+    "stablelm": _stablelm,
 }

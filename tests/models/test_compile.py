@@ -40,6 +40,7 @@ TINY = {
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
 }
+LAYER_NORM = {key: value for key, value in TINY.items() if key != "rms_norm_eps"}
 LLAMA3 = {
     "rope_theta": 500000.0,
     "rope_scaling": {
@@ -66,6 +67,22 @@ CONFIGS = {
     "gemma-tiny": {"model_type": "gemma", **TINY, "head_dim": 32},
     "gemma2-tiny": {"model_type": "gemma2", **TINY, "head_dim": 32, "sliding_window": 24},
     "gemma3-tiny": {"model_type": "gemma3_text", **TINY, "head_dim": 32, "sliding_window": 24, "num_hidden_layers": 6},
+    "granite-tiny": {"model_type": "granite", **TINY, "residual_multiplier": 0.3, "logits_scaling": 4.0},
+    "gpt2-tiny": {
+        "model_type": "gpt2",
+        "vocab_size": 320,
+        "n_embd": 64,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 512,
+        "scale_attn_by_inverse_layer_idx": True,
+    },
+    "olmo-tiny": {"model_type": "olmo", **LAYER_NORM, "clip_qkv": 8.0},
+    "olmo2-tiny": {"model_type": "olmo2", **TINY},
+    "phi-tiny": {"model_type": "phi", **LAYER_NORM},
+    "phi3-tiny": {"model_type": "phi3", **TINY, "sliding_window": 24},
+    "stablelm-tiny": {"model_type": "stablelm", **LAYER_NORM, "qk_layernorm": True},
+    "starcoder2-tiny": {"model_type": "starcoder2", **LAYER_NORM},
 }
 
 

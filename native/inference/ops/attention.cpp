@@ -1,7 +1,8 @@
 // multihead_attention and its fusion with the norm before and the residual after it.
 //
 // A step has these phases, with a barrier between them:
-//   1 rows made ready, then q, k, v (and gate) products     2 norms, rope, KV write of every new row
+//   1 rows made ready, then q, k, v (and gate) products     2 norms, rope, KV write of every new row (norms of
+//                                                             whole projections in a phase of their own)
 //   3 attention of each (row block, kv head)                4 output product with bias and residual
 // Where every (slot, kv head) is one item, 2 and 3 are done by the same thread without a barrier between.
 #include <cmath>
@@ -82,6 +83,10 @@ class AttentionOp final : public Op {
         const Pieces pieces = carve(team, own);
         project(step, worker, pieces);
         worker.sync();
+        if (whole_norm_) {
+            norm_rows(step, worker, pieces);
+            worker.sync();
+        }
         attend(step, worker, pieces);
         worker.sync();
         const ReadyRows rows = output_.prepare(pieces.attended, o_.cols, step.rows, nullptr, worker,
@@ -121,8 +126,6 @@ class AttentionOp final : public Op {
                "attention: heads are not a multiple of kv heads");
         const auto type = static_cast<compute::DType>(p.kv_dtype);
         expect(state_.data != nullptr, "attention without a KV state is not supported by this backend");
-        expect(static_cast<QKNorm>(p.qk_norm) != QKNorm::rms_whole,
-               "attention: q/k norm over the whole projection is not supported by this backend");
         expect(compute::kv_storable(type, p.head_dim, p.v_head_dim),
                "attention: keys of " + std::to_string(p.head_dim) + " and values of " +
                    std::to_string(p.v_head_dim) + " elements cannot be kept in type " +
@@ -139,6 +142,7 @@ class AttentionOp final : public Op {
         attention_.left = p.window ? p.window - 1 : compute::kUnbounded;
         attention_.right = p.causal ? 0 : attention_.left;
         group_ = p.num_heads / p.num_kv_heads;
+        whole_norm_ = static_cast<QKNorm>(p.qk_norm) == QKNorm::rms_whole;
     }
 
     void bind_weights(const Instruction& in, RopeTables& ropes) {
@@ -254,6 +258,20 @@ class AttentionOp final : public Op {
         });
     }
 
+    // RMS norm of each row's q and k over all their heads.
+    void norm_rows(const Step& step, Worker& worker, const Pieces& p) const {
+        const float eps = params_.qk_norm_eps, offset = params_.qk_norm_gain_offset;
+        worker.each(step.rows, worker.piece(step.rows, 4), [&](Range range) {
+            for (int64_t r = range.first; r < range.last; ++r) {
+                float *q = p.q + r * q_.rows, *k = p.k + r * k_.rows;
+                clip(q, q_.rows);
+                clip(k, k_.rows);
+                worker.kernels.rmsnorm(q, q_norm_, offset, eps, q_.rows, q);
+                worker.kernels.rmsnorm(k, k_norm_, offset, eps, k_.rows, k);
+            }
+        });
+    }
+
     void write_rows(const Step& step, Worker& worker, const Pieces& p) const {
         const int64_t kv_heads = params_.num_kv_heads;
         const int64_t count = step.rows * kv_heads;
@@ -283,7 +301,7 @@ class AttentionOp final : public Op {
     void shape_head(const Kernels& k, const Step& step, int64_t row, float* head, const float* gain,
                     int64_t index) const {
         const int64_t dim = params_.head_dim;
-        clip(head, dim);
+        if (!whole_norm_) clip(head, dim);
         switch (static_cast<QKNorm>(params_.qk_norm)) {
             case QKNorm::rms_per_head:
                 k.rmsnorm(head, gain, params_.qk_norm_gain_offset, params_.qk_norm_eps, dim, head);
@@ -337,6 +355,7 @@ class AttentionOp final : public Op {
     Register x_, y_, residual_;
     float residual_scale_ = 1.0f;
     int64_t group_ = 1;
+    bool whole_norm_ = false;
     PackedMatrix q_{}, k_{}, v_{}, o_{}, gate_{};
     const float *q_bias_ = nullptr, *k_bias_ = nullptr, *v_bias_ = nullptr, *o_bias_ = nullptr;
     const float *q_norm_ = nullptr, *k_norm_ = nullptr;

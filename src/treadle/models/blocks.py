@@ -100,9 +100,11 @@ class Norm:
         params = LayerNormParams(self.eps) if self.centred else RMSNormParams(self.eps)
         return Op(params, weights, (reads,), writes)
 
-    def of_layer(self, name: str, hf: str, gguf: str, reads: str = "x", writes: str = "h") -> Op:
-        """One of a layer's norms; `hf` behind "model.layers.{layer}." and `gguf` behind "blk.{layer}."."""
-        return self.op(f"layers.{{layer}}.{name}", HF_LAYER + hf, GGUF_LAYER + gguf, reads, writes)
+    def of_layer(
+        self, name: str, hf: str, gguf: str, reads: str = "x", writes: str = "h", hf_layer: str = HF_LAYER
+    ) -> Op:
+        """One of a layer's norms; `hf` behind `hf_layer` and `gguf` behind "blk.{layer}."."""
+        return self.op(f"layers.{{layer}}.{name}", hf_layer + hf, GGUF_LAYER + gguf, reads, writes)
 
     def transforms(self) -> tuple[Transform, ...]:
         """What makes the gain of the Hugging Face tensor."""
@@ -161,10 +163,11 @@ def attention(
     hf: str = HF_LAYER + "self_attn.",
     gguf_transforms: TransformsOf | None = None,
     hf_transforms: TransformsOf | None = None,
+    reads: str = "h",
     writes: str = "h",
     rope_name: str = "rope.inv_freq",
 ) -> Op:
-    """Attention over h. `gguf_permuted`: llama.cpp's converter reordered the q and k rows of this family for
+    """Attention. `gguf_permuted`: llama.cpp's converter reordered the q and k rows of this family for
     interleaved rope (LlamaModel.permute in convert_hf_to_gguf.py), which the transform undoes."""
     turned = {"q": params.num_heads, "k": params.num_kv_heads} if gguf_permuted else {}
     unturned = {
@@ -177,7 +180,7 @@ def attention(
     weights = slots("attention", names, PROJECTIONS + biases + norms, hf, of_gguf, hf_transforms)
     if rope is not None:
         weights["rope_inv_freq"] = rope.weight(rope_name)
-    return Op(params, weights, ("h",), writes)
+    return Op(params, weights, (reads,), writes)
 
 
 def fused_qkv(params: AttentionParams) -> dict[str, tuple[Transform, ...]]:
@@ -208,10 +211,11 @@ def mlp(
     hf: str = HF_LAYER + "mlp.",
     gguf_transforms: TransformsOf | None = None,
     hf_transforms: TransformsOf | None = None,
+    reads: str = "h",
     writes: str = "h",
 ) -> Op:
-    """Gated or plain MLP over h."""
+    """Gated or plain MLP."""
     projections = ("gate", "up", "down") if gated else ("up", "down")
     present = projections + (tuple(f"{slot}_bias" for slot in projections) if bias else ())
     params = SwiGLUParams(intermediate, gated=int(gated), activation=activation)
-    return Op(params, slots("mlp", names, present, hf, gguf_transforms, hf_transforms), ("h",), writes)
+    return Op(params, slots("mlp", names, present, hf, gguf_transforms, hf_transforms), (reads,), writes)

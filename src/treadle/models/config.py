@@ -193,7 +193,8 @@ def read_field(keys: Keys, field: dataclasses.Field[Any], hint: Any, values: Map
         return None
     if declared.default is REQUIRED:
         raise UnsupportedModel(f"{keys.where}: {name or field.name}: missing, and it has no default")
-    return declared.default(values) if callable(declared.default) else declared.default
+    default = declared.default(values) if callable(declared.default) else declared.default
+    return single(default) if isinstance(default, float) else default
 
 
 def _optional(hint: Any) -> bool:

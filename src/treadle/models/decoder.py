@@ -12,12 +12,13 @@ from treadle.models import blocks
 from treadle.models.blocks import Norm
 from treadle.models.config import Config, Keys, convert, declare
 from treadle.models.rope import Rope, read_rope
-from treadle.models.spec import Architecture, Input, Op, Program, weight
+from treadle.models.spec import Architecture, Input, Op, Program, WeightSpec, weight
 from treadle.plan.ir import Container, DType, ModelFacts, Stage, Symbol
 from treadle.plan.params import Activation, AttentionParams
 
 GGUF_TABLE = "token_embd.weight"
 GGUF_HEAD = "output.weight"
+TABLE = weight("embedding.table", "model.embed_tokens.weight", GGUF_TABLE)
 
 
 def read_vocab_size(keys: Keys, values: Mapping[str, Any]) -> int:
@@ -138,6 +139,25 @@ def pre_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op, residual_s
     )
 
 
+def parallel_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tuple[Op, ...]:
+    """h = norm(x); x += attention(h) + mlp(h). The attention writes a, the MLP m."""
+    norm = config.norm.of_layer("attention_norm", "input_layernorm", "attn_norm")
+    return (norm, attention, mlp, blocks.residual(attention.writes), blocks.residual(mlp.writes))
+
+
+def post_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tuple[Op, ...]:
+    """x += norm(attention(x)); x += norm(mlp(x))."""
+    norm = config.norm
+    return (
+        attention,
+        norm.of_layer("post_attention_norm", "post_attention_layernorm", "post_attention_norm", reads="h"),
+        blocks.residual(),
+        mlp,
+        norm.of_layer("post_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm", reads="h"),
+        blocks.residual(),
+    )
+
+
 def sandwich_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tuple[Op, ...]:
     """x += norm(attention(norm(x))); x += norm(mlp(norm(x)))."""
     norm = config.norm
@@ -161,18 +181,20 @@ def decoder(
     logit_scale: float = 1.0,
     logit_softcap: float = 0.0,
     head_bias: bool = False,
+    table: WeightSpec = TABLE,
+    positions: WeightSpec | None = None,
     final_norm: str = "model.norm",
     unused: tuple[str, ...] = (),
 ) -> Architecture:
     """Embedding, layers, final norm, head (tied or its own). `final_norm`: its tensor's name in Hugging Face."""
     vocab, tied = config.vocab_size, config.tie_word_embeddings
-    table = weight("embedding.table", "model.embed_tokens.weight", GGUF_TABLE)
+    rows = config.max_position_embeddings if positions else 0
     head = table if tied else weight("lm_head.weight", "lm_head.weight", GGUF_HEAD)
     bias = weight("lm_head.bias", "lm_head.bias", "output.bias") if head_bias else None
     program = Program(
         stages=(Stage.PREFILL, Stage.DECODE),
         inputs=(Input("ids", DType.I32, (Symbol.ROWS,)),),
-        prologue=(blocks.embedding(vocab, config.hidden_size, table, embedding_scale),),
+        prologue=(blocks.embedding(vocab, config.hidden_size, table, embedding_scale, positions, rows),),
         layers=layers,
         epilogue=(
             config.norm.op("final_norm", final_norm, "output_norm"),

@@ -22,19 +22,35 @@ HF_FAMILIES: Final[Mapping[str, str]] = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
+    "gpt2": "gpt2",
+    "granite": "granite",
     "llama": "llama",
     "mistral": "mistral",
+    "olmo": "olmo",
+    "olmo2": "olmo2",
+    "phi": "phi",
+    "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
 }
 """model_type of config.json -> module in families/."""
 GGUF_FAMILIES: Final[Mapping[str, str]] = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
+    "gpt2": "gpt2",
+    "granite": "granite",
     "llama": "llama",
+    "olmo": "olmo",
+    "olmo2": "olmo2",
+    "phi2": "phi",
+    "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
 }
 """general.architecture of GGUF -> module in families/."""
 

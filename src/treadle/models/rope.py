@@ -67,18 +67,25 @@ class LongRope(Rope):
 
 
 RopeReader = Callable[[Keys, Mapping[str, Any]], Rope]
+Scaling = Callable[[Keys, float, int, Mapping[str, Any]], Rope]
+"""(the rope's own keys, theta, rotary dim, the config's fields so far) -> rope."""
 
 
 def read_rope(keys: Keys, values: Mapping[str, Any]) -> Rope:
     """Rope over whole heads; `values` must hold head_dim and max_position_embeddings. Raises UnsupportedModel."""
-    return (_from_gguf if keys.container is Container.GGUF else _from_json)(keys, values, None)
+    if keys.container is Container.GGUF:
+        return _from_gguf(keys, values, None)
+    return _from_json(keys, values, None, SCALINGS)
 
 
-def partial_rope(default: float) -> RopeReader:
-    """A reader of a rope that may turn the first dims of a head only; `default`: of partial_rotary_factor."""
+def partial_rope(default: float, scalings: Mapping[str, Scaling] | None = None) -> RopeReader:
+    """A reader of a rope that may turn the first dims of a head only; `default`: of partial_rotary_factor.
+    `scalings`: those that the family knows, if not all."""
 
     def read(keys: Keys, values: Mapping[str, Any]) -> Rope:
-        return (_from_gguf if keys.container is Container.GGUF else _from_json)(keys, values, default)
+        if keys.container is Container.GGUF:
+            return _from_gguf(keys, values, default)
+        return _from_json(keys, values, default, scalings or SCALINGS)
 
     return read
 
@@ -107,12 +114,12 @@ def rope_of_kind(kind: str, default_theta: float, legacy_theta: str, gguf_theta:
         where = f"rope_parameters: {kind}" if legacy is None else "rope_scaling"
         inner = _inner(keys, where, parameters)
         theta = _theta(keys, inner, legacy_theta, default_theta)
-        return _scaled(inner, theta, values, None)
+        return _scaled(inner, theta, values["head_dim"], values, SCALINGS)
 
     return read
 
 
-def _from_json(keys: Keys, values: Mapping[str, Any], partial: float | None) -> Rope:
+def _from_json(keys: Keys, values: Mapping[str, Any], partial: float | None, scalings: Mapping[str, Scaling]) -> Rope:
     """transformers 4 has rope_theta and rope_scaling, transformers 5 has rope_parameters with theta inside."""
     found = [(key, keys.take(key)) for key in ("rope_parameters", "rope_scaling")]
     given = [(key, value) for key, value in found if value is not None]
@@ -121,9 +128,10 @@ def _from_json(keys: Keys, values: Mapping[str, Any], partial: float | None) -> 
     key, parameters = given[0] if given else ("rope_scaling", {})
     inner = _inner(keys, key, parameters)
     theta = _theta(keys, inner, "rope_theta", DEFAULT_THETA)
+    rotary_dim = values["head_dim"]
     if partial is not None:
-        partial = _either(keys, inner, "partial_rotary_factor", partial, (1e-3, 1.0))
-    return _scaled(inner, theta, values, partial)
+        rotary_dim = int(rotary_dim * _either(keys, inner, "partial_rotary_factor", partial, (1e-3, 1.0)))
+    return _scaled(inner, theta, rotary_dim, values, scalings)
 
 
 def _inner(keys: Keys, key: str, parameters: object) -> Keys:
@@ -132,16 +140,17 @@ def _inner(keys: Keys, key: str, parameters: object) -> Keys:
     return Keys(keys.container, parameters, f"{keys.where}: {key}", {})
 
 
-def _scaled(inner: Keys, theta: float, values: Mapping[str, Any], partial: float | None) -> Rope:
-    """The rope that a rope_parameters object says, over the first `partial` of each head (None: all of it)."""
+def _scaled(
+    inner: Keys, theta: float, rotary_dim: int, values: Mapping[str, Any], scalings: Mapping[str, Scaling]
+) -> Rope:
+    """The rope that a rope_parameters object says."""
     legacy, kind = inner.take("type"), inner.take("rope_type")
     if legacy is not None and kind is not None and legacy != kind:
         inner.refuse("type", legacy, f"the same as rope_type ({kind!r})")
     name = kind or legacy or "default"
-    if not isinstance(name, str) or name not in _SCALINGS:
-        inner.refuse("rope_type", name, ", ".join(_SCALINGS))
-    rotary_dim = values["head_dim"] if partial is None else int(values["head_dim"] * partial)
-    rope = _SCALINGS[name](inner, theta, rotary_dim, values)
+    if not isinstance(name, str) or name not in scalings:
+        inner.refuse("rope_type", name, ", ".join(scalings))
+    rope = scalings[name](inner, theta, rotary_dim, values)
     inner.refuse_rest((), {"partial_rotary_factor": 1.0})
     return rope
 
@@ -203,7 +212,7 @@ def _longrope(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) ->
     positions = values["max_position_embeddings"]
     stated = inner.take(ORIGINAL_POSITIONS)
     original = values.get(ORIGINAL_POSITIONS) or (positions if stated is None else stated)
-    original = convert(inner, ORIGINAL_POSITIONS, original, int)
+    original = convert(inner, ORIGINAL_POSITIONS, original, int, (2, 1 << 30))
     short = _factors(inner, "short_factor", dim)
     _factors(inner, "long_factor", dim)
     factor = inner.number("factor", positions / original)
@@ -222,7 +231,7 @@ def _factors(inner: Keys, key: str, dim: int) -> tuple[float, ...]:
     return tuple(float(convert(inner, key, value, float)) for value in values)
 
 
-_SCALINGS: Final[Mapping[str, Callable[[Keys, float, int, Mapping[str, Any]], Rope]]] = {
+SCALINGS: Final[Mapping[str, Scaling]] = {
     "default": _default,
     "dynamic": _dynamic,
     "linear": _linear,
@@ -232,6 +241,13 @@ _SCALINGS: Final[Mapping[str, Callable[[Keys, float, int, Mapping[str, Any]], Ro
 }
 """transformers' rope_type -> reader. Types whose frequencies change with a sequence's length (dynamic, longrope) are
 served up to the length at which they do."""
+LONG_SCALINGS: Final[Mapping[str, Scaling]] = {
+    "default": _default,
+    "longrope": _longrope,
+    "su": _longrope,
+    "yarn": _longrope,
+}
+"""Phi-3 knows LongRoPE alone, which its first configs call su or yarn."""
 
 
 def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.float32] | None, Rope]:
