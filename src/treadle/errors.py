@@ -25,6 +25,7 @@ TreadleError
   + ModelNotFound                     neither a path, nor in the cache, nor a known name
     x NotInCache                      known, but not downloaded yet
   x DownloadFailed                    a download broke, or its content has the wrong hash
+  x InvalidRecord                     governance evidence is missing, stale or altered
   x Cancelled                         the caller cancelled the work
 
 ``x`` marks what is raised, ``+`` what is both raised and a parent. A message names the instruction, tensor or
@@ -41,6 +42,7 @@ __all__ = [
     "InvalidInstructionBinding",
     "InvalidParamBlockABI",
     "InvalidPlan",
+    "InvalidRecord",
     "InvalidRegisterSpec",
     "InvalidRequest",
     "InvalidStateDescriptorBinding",
@@ -159,6 +161,10 @@ class NotInCache(ModelNotFound):
 
 class DownloadFailed(TreadleError):
     """A download broke, or what arrived does not have the pinned hash."""
+
+
+class InvalidRecord(TreadleError):
+    """Evidence that a phase needs is missing, failed, stale or altered; names the record or the criterion."""
 
 
 class Cancelled(TreadleError):

@@ -26,6 +26,7 @@ COMMANDS = {
     "quantize": "write a model as a GGUF file of another type",
     "perplexity": "measure how well a model predicts a text",
     "parity": "compare every family's logits with transformers'",
+    "gate": "prove the decisions the project is built on, and sign its phases",
     "bench": "measure tokens a second and the share of the machine's limit",
 }
 

@@ -1,0 +1,104 @@
+"""The checkout that governance is about: its root, its commit, and the state of the paths that evidence covers."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from treadle.errors import InvalidRecord, InvalidRequest
+
+FOLDER: Final = "governance"
+LAST_LINE: Final = 300
+"""Characters of a command's last line that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A command that was run. `output`: its last line that is not empty."""
+
+    exit_code: int
+    seconds: float
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A checkout of the sources, with its governance folder."""
+
+    root: Path
+
+    @classmethod
+    def around(cls, folder: Path) -> Checkout:
+        """The checkout that a folder lies in. Raises InvalidRequest where it is none."""
+        found = next(
+            (parent for parent in (folder, *folder.parents) if (parent / FOLDER / "phases.toml").is_file()), None
+        )
+        if found is None:
+            raise InvalidRequest(
+                f"{folder} lies in no checkout with {FOLDER}/phases.toml; run it where treadle's sources are"
+            )
+        return cls(found)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / FOLDER
+
+    def commit(self) -> str:
+        return self._git("rev-parse", "HEAD").strip()
+
+    def tree(self, paths: Sequence[str]) -> str:
+        """A hash of what the paths hold at HEAD. Raises InvalidRecord where one does not exist or has changes that
+        are not committed: evidence would be about sources that nobody can see."""
+        dirty = self._git("status", "--porcelain", "--", *paths).splitlines()
+        if dirty:
+            raise InvalidRecord(f"{dirty[0][3:]}: has changes that are not committed; evidence is about a commit")
+        listed = self._git("ls-tree", "-r", "HEAD", "--", *paths)
+        for path in paths:
+            if not self._git("ls-tree", "HEAD", "--", path.rstrip("/")):
+                raise InvalidRequest(f"{path}: no such path in the commit")
+        return hashlib.sha256(listed.encode()).hexdigest()
+
+    def run(self, command: Sequence[str]) -> Ran:
+        """Runs a command at the root, with this interpreter's programs first on the path."""
+        bin_folder = Path(sys.executable).parent
+        program = bin_folder / command[0]
+        words = [str(program) if program.exists() else command[0], *command[1:]]
+        began = time.monotonic()
+        try:
+            done = subprocess.run(words, cwd=self.root, capture_output=True, text=True, errors="replace", check=False)
+        except FileNotFoundError:
+            raise InvalidRequest(f"{command[0]}: no such program") from None
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        return Ran(done.returncode, round(time.monotonic() - began, 2), lines[-1][:LAST_LINE] if lines else "")
+
+    def _git(self, *arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(self.root), *arguments], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            raise InvalidRequest("git is not installed") from None
+        if done.returncode:
+            raise InvalidRequest(f"git {arguments[0]}: {done.stderr.strip()}")
+        return done.stdout
+
+
+def machine() -> str:
+    """The processor, for a record."""
+    name = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return name
+    return next((f"{line.partition(':')[2].strip()} ({name})" for line in lines if line.startswith("model name")), name)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
