@@ -24,14 +24,14 @@ SHORT = msgspec.structs.replace(FULL.defaults, lengths=(70, 33, 1), chunks=(7,),
 
 @pytest.mark.parametrize("case", FULL.cases, ids=lambda case: f"{case.family}-{case.name}")
 def test_case(case):
-    reports = list(run.run_cases([case], SHORT))
+    reports = list(run.run_cases([case], SHORT, threads=1))
     assert [(r.backend, r.numerics, r.weights) for r in reports] == list(run.SETTINGS)
     assert [r.message for r in reports if r.status != "passed"] == []
     assert all(r.plan_hash and r.positions == sum(SHORT.lengths) for r in reports)
 
 
 def reports_of_one_case(**changes):
-    return list(run.run_cases(FULL.select("llama", "gqa"), msgspec.structs.replace(SHORT, **changes)))
+    return list(run.run_cases(FULL.select("llama", "gqa"), msgspec.structs.replace(SHORT, **changes), threads=1))
 
 
 def test_a_weight_off_by_a_little_fails(monkeypatch):
@@ -75,7 +75,7 @@ def test_tolerances_of_fast_numerics_are_held():
 
 def test_a_refused_config_fails_by_name():
     case = msgspec.structs.replace(FULL.cases[0], config={**FULL.cases[0].config, "hidden_act": "mish"})
-    reports = list(run.run_cases([case], SHORT))
+    reports = list(run.run_cases([case], SHORT, threads=1))
     assert all(r.status == "failed" and "hidden_act" in r.message for r in reports)
 
 

@@ -3,9 +3,14 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from treadle.cli.options import positive
+
+if TYPE_CHECKING:
+    from treadle.parity.matrix import Case, Defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=("reference", "cpu"), help="only this backend")
     parser.add_argument("--numerics", choices=("exact", "fast"), help="only these numerics")
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="instead: set each config value to something else; refused by name or right, never silently wrong",
+    )
     parser.add_argument("--list", action="store_true", help="name the cases, and run nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--html", metavar="FILE", help="write a report, which needs no other file")
@@ -30,6 +40,8 @@ def execute(options: argparse.Namespace) -> int:
         listed = [{"family": case.family, "case": case.name, "class": case.class_name} for case in cases]
         print(json.dumps(listed) if options.json else "\n".join(f"{c['family']}/{c['case']}" for c in listed))
         return 0
+    if options.flips:
+        return _flips(cases, matrix.defaults, options)
     settings = choose_settings(options.backend, options.numerics)
     reports = []
     try:
@@ -44,6 +56,29 @@ def execute(options: argparse.Namespace) -> int:
         Path(options.html).write_text(page(reports), encoding="utf-8")
     print(json.dumps(totals(reports)) if options.json else summary(reports))
     return 0 if all(report.status == "passed" for report in reports) else 1
+
+
+def _flips(cases: Sequence["Case"], defaults: "Defaults", options: argparse.Namespace) -> int:
+    import msgspec
+
+    from treadle.parity.flips import FAULTS, Outcome, run_flips
+
+    reports = []
+    try:
+        for report in run_flips(cases, defaults, threads=options.threads, say=_say):
+            reports.append(report)
+            if not options.json:
+                _say("")
+                name = f"{report.family}/{report.case}: {report.key} = {json.dumps(report.value)}"
+                print(f"{report.outcome:9}  {name}  {report.message}", flush=True)
+    finally:
+        _say("")
+    counts = {outcome: sum(report.outcome == outcome for report in reports) for outcome in Outcome}
+    if options.json:
+        print(json.dumps({"outcomes": counts, "flips": [msgspec.to_builtins(report) for report in reports]}))
+    else:
+        print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    return 1 if any(report.outcome in FAULTS for report in reports) else 0
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,8 @@ of the oracle then serves every way in which the weights are stored, and what di
 
 from __future__ import annotations
 
+import copy
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,12 +36,35 @@ def quiet() -> None:
 
 def seeded_model(class_name: str, config: Mapping[str, Any], seed: int) -> transformers.PreTrainedModel:
     """The transformers class on a config of these keyword arguments, evaluating. Raises InvalidRequest."""
-    kind = getattr(transformers, class_name, None)
-    if kind is None:
-        raise InvalidRequest(f"transformers {transformers.__version__} has no class {class_name!r}")
-    model = kind._from_config(kind.config_class(**config), dtype=torch.float32, attn_implementation="eager")
+    kind = _class(class_name)
+    made = kind.config_class(**copy.deepcopy(dict(config)))
+    model = kind._from_config(made, dtype=torch.float32, attn_implementation="eager")
     fill(model, seed)
     return cast(transformers.PreTrainedModel, model.eval())
+
+
+def full_config(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of such a config, defaults written out. Raises InvalidRequest."""
+    made = _class(class_name).config_class(**copy.deepcopy(dict(config)))
+    return {**json.loads(made.to_json_string(use_diff=False)), "architectures": [class_name]}
+
+
+def logits_of_config(
+    class_name: str, config: Mapping[str, Any], seed: int, prompts: Sequence[Sequence[int]], save_to: Path | None = None
+) -> list[F32]:
+    """Logits of the seeded model of a config.json; `save_to`: its checkpoint is left there. Raises what transformers
+    does."""
+    model = seeded_model(class_name, config, seed)
+    if save_to is not None:
+        save(model, save_to)
+    return logits(model, prompts)
+
+
+def _class(name: str) -> Any:
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise InvalidRequest(f"transformers {transformers.__version__} has no class {name!r}")
+    return kind
 
 
 def fill(model: transformers.PreTrainedModel, seed: int, on_grid: bool = True) -> None:
