@@ -234,7 +234,6 @@ NB_MODULE(_native, m) {
     // Programs may live in globals of the interpreter until it exits, which nanobind would report as leaks.
     nb::set_leak_warnings(false);
     m.attr("__version__") = version();
-    m.attr("compiled_isas") = compiled_isas();
 
     nb::register_exception_translator([](const std::exception_ptr& p, void*) {
         try {

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "compute/isa/tables.hpp"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -20,35 +22,6 @@
 #endif
 
 namespace treadle::compute {
-
-#if TREADLE_HAVE_AMX
-namespace amx {
-const Kernels& table();
-}
-#endif
-#if TREADLE_HAVE_AVX512
-namespace avx512 {
-const Kernels& table();
-}
-#endif
-#if TREADLE_HAVE_AVXVNNI
-namespace avxvnni {
-const Kernels& table();
-}
-#endif
-#if TREADLE_HAVE_AVX2
-namespace avx2 {
-const Kernels& table();
-}
-#endif
-#if TREADLE_HAVE_NEON
-namespace neon {
-const Kernels& table();
-}
-#endif
-namespace plain {
-const Kernels& table();
-}
 
 namespace {
 
@@ -106,6 +79,9 @@ Supported detect() {
 #endif
 #if TREADLE_HAVE_AVX2
     if (has_avx2()) s.add(avx2::table());
+#endif
+#if TREADLE_HAVE_I8MM
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM)) s.add(i8mm::table());
 #endif
 #if TREADLE_HAVE_NEON
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) s.add(neon::table());

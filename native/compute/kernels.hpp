@@ -176,8 +176,8 @@ struct Kernels {
 
     // y[row, c] = epilogue(sum_k x[row, k] * w[c, k]) for all rows and the columns c of strips [strip0, strip1).
     // matmul_i8 takes quantised rows, matmul_f32 takes f32 rows and any packed type (weights dequantised exactly).
-    // scratch: matmul_scratch_bytes(cols), one per thread, 64-byte aligned.
-    int64_t (*matmul_scratch_bytes)(int64_t cols);
+    // scratch: matmul_scratch_bytes(), one per thread, 64-byte aligned.
+    int64_t (*matmul_scratch_bytes)();
     void (*matmul_i8)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq,
                       int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
     void (*matmul_f32)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
@@ -241,7 +241,8 @@ struct Kernels {
     void (*probe_read)(const std::byte* data, int64_t bytes, int32_t* sink);
 };
 
-// The table of the best ISA this CPU runs; TREADLE_ISA=amx|avx512|avxvnni|avx2|neon|plain in the environment asks for another.
+// The table of the best ISA this CPU runs; TREADLE_ISA=amx|avx512|avxvnni|avx2|i8mm|neon|plain in the environment asks for
+// another.
 // Throws std::runtime_error if that one is unknown, not built or not supported by the CPU.
 const Kernels& kernels();
 const Kernels* kernels_for(std::string_view isa);     // null if not built or not supported

@@ -139,7 +139,7 @@ RowInput::Grouped RowInput::prepare_groups(const float* x, int64_t ldx, int64_t 
 }
 
 int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w) {
-    return context.kernels.matmul_scratch_bytes(w.cols);
+    return context.kernels.matmul_scratch_bytes();
 }
 
 void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels, bool exact,

@@ -36,7 +36,7 @@ Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case
     Product y(static_cast<size_t>(c.rows * c.ldy + 1), kUntouched);
     Epilogue e;
     if (c.epilogue) e = {in.bias.data(), in.residual.data(), c.ldy, 0.625f};
-    Buffer scratch(k.matmul_scratch_bytes(m.cols)), xq(quantised ? k.quant_bytes(c.rows, m.cols) : 64);
+    Buffer scratch(k.matmul_scratch_bytes()), xq(quantised ? k.quant_bytes(c.rows, m.cols) : 64);
     if (quantised) {  // written by uneven row ranges, last one first
         const int64_t middle = c.rows / 3;
         k.quantise(in.x.data() + 1, c.ldx, middle, c.rows, c.rows, m.cols, xq.data());
@@ -310,6 +310,7 @@ int main() {
         blocks(type);
         check(!packable(type, 96) && packable(type, 512), "packable by 256");
     }
+    check(kernels_for(kernels().name) == &kernels(), "the table that TREADLE_ISA asks for is there");
     check(!packable(DType::i8, 256) && !packable(DType::f32, 0), "packable");
     return report("test_matmul");
 }

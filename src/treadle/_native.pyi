@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
-compiled_isas: str
 
 def abi() -> dict[str, list[tuple[str, str, int]]]: ...
 def sampled_row() -> tuple[dict[str, int], int]: ...

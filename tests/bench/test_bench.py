@@ -10,7 +10,7 @@ from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import measure, open_engine, room
 from treadle.bench.points import Limits, Measurement, Point, Work, add_point_arguments, choose_points
-from treadle.bench.report import quantile
+from treadle.bench.report import heading, quantile
 from treadle.errors import TreadleError
 from treadle.inference.cost import Operations, counting
 from treadle.inference.engine import EngineOptions, load
@@ -219,6 +219,15 @@ def test_a_synthetic_model_is_measured_without_a_file():
     assert report["load"]["first_token_s"] > 0
 
 
+def test_a_float_model_is_measured_as_it_is_quantised():
+    options = ("--synthetic", "llama:tiny:bf16", "--repeat", 1, "--lengths", 8, "--points", "prefill,load")
+    plain, quantised = treadle_json("bench", *options), treadle_json("bench", *options, "--quantize", "q4_0")
+    assert (plain["quantize"], quantised["quantize"]) == (None, "q4_0")
+    assert quantised["weights"]["packed_bytes"] < 0.4 * plain["weights"]["packed_bytes"]
+    assert quantised["load"]["quoted_bytes"] < plain["load"]["quoted_bytes"]
+    assert "quantised to q4_0)" in heading(quantised)
+
+
 def test_a_synthetic_model_is_written_to_a_file_that_is_measured_alike(tmp_path):
     path = tmp_path / "tiny.gguf"
     written = treadle("bench", "--synthetic", "llama:tiny:q8_0", "--write", path)
@@ -234,6 +243,10 @@ def test_a_synthetic_model_is_written_to_a_file_that_is_measured_alike(tmp_path)
         ((), "either a model or --synthetic"),
         (("smollm2", "--synthetic", "llama:tiny:q8_0"), "either a model or --synthetic"),
         (("smollm2", "--write", "some.gguf"), "--write goes with --synthetic"),
+        (
+            ("--synthetic", "llama:tiny:bf16", "--write", "some.gguf", "--quantize", "q4_0"),
+            "--write takes no --quantize",
+        ),
         (("--synthetic", "llama:tiny:q4"), "type 'q4' is not known"),
     ],
 )

@@ -3,14 +3,9 @@
 #include "compute/amx/tile_config.hpp"
 #include "compute/isa/bf16_product.hpp"
 #include "compute/isa/table.hpp"
+#include "compute/isa/tables.hpp"
 
-namespace treadle::compute {
-
-namespace avx512 {
-const Kernels& table();
-}
-
-namespace TREADLE_ISA_NS {
+namespace treadle::compute::TREADLE_ISA_NS {
 namespace {
 
 constexpr int64_t kTileRows = 16;
@@ -105,5 +100,4 @@ void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const ui
     matrix_product(p, strip0, strip1);
 }
 
-}  // namespace TREADLE_ISA_NS
-}  // namespace treadle::compute
+}  // namespace treadle::compute::TREADLE_ISA_NS

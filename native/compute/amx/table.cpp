@@ -2,14 +2,9 @@
 // among it: each 32 columns bring scales of their own, so a tile's sums would leave it after one instruction, and tile and
 // vector instructions take turns instead of overlapping.
 #include "compute/isa/table.hpp"
+#include "compute/isa/tables.hpp"
 
-namespace treadle::compute {
-
-namespace avx512 {
-const Kernels& table();
-}
-
-namespace TREADLE_ISA_NS {
+namespace treadle::compute::TREADLE_ISA_NS {
 
 const Kernels& table() {
     static const Kernels kTable = [] {
@@ -26,5 +21,4 @@ const Kernels& table() {
     return kTable;
 }
 
-}  // namespace TREADLE_ISA_NS
-}  // namespace treadle::compute
+}  // namespace treadle::compute::TREADLE_ISA_NS

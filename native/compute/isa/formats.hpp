@@ -212,8 +212,8 @@ struct PackedStrip {
     }
 };
 
-// Reads blocks that unpack_blocks() has laid out: per block eight 64-byte vectors, then 16 f32 scales for each of
-// kScales parts, then 16 f32 minima for each.
+// Reads blocks that unpack_blocks() has laid out: per block eight 64-byte vectors (rearranged by unpack_pairs() where
+// kPairedDots), then 16 f32 scales for each of kScales parts, then 16 f32 minima for each.
 template <class Format>
 struct UnpackedStrip {
     using Type = Format;
@@ -235,10 +235,14 @@ struct UnpackedStrip {
         for (int64_t block = 0; block < count; ++block)
             for (int part = 0; part < kParts; ++part) {
                 std::byte* at = data + block * kRecord + 4 * kLanes * part;
+                if constexpr (kPairedDots) {
+                    unpack_pairs(strip, first_block + block, part, at);
+                } else {
 #pragma GCC unroll 8
-                for (int i = 0; i < 8; ++i)
-                    bstore(at + 64 * in_line_order(i),
-                           strip.vector(first_block + block, part, in_line_order(i)));
+                    for (int i = 0; i < 8; ++i)
+                        bstore(at + 64 * in_line_order(i),
+                               strip.vector(first_block + block, part, in_line_order(i)));
+                }
 #pragma GCC unroll 2
                 for (int half = 0; half < Format::kScales; ++half) {
                     F scale, minimum;

@@ -58,7 +58,7 @@ void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t r
     }
 }
 
-int64_t matmul_scratch_bytes(int64_t /*cols*/) {
+int64_t matmul_scratch_bytes() {
     constexpr int64_t kInt8 = kUnpackedBytes + kChunkRows * kDotVectors * kLanes * 4;
     constexpr int64_t kFloat = kWidenedBytes + kChunkRows * kFloatStrips * kStripRows * 4;
     return kInt8 > kFloat ? kInt8 : kFloat;

@@ -3,6 +3,9 @@
 // then, in types with a minimum, fma(minimum, row scale * row sum, acc).
 #pragma once
 
+#include <type_traits>
+
+#include "compute/isa/dot_pairs.hpp"
 #include "compute/isa/formats.hpp"
 #include "compute/isa/panels.hpp"
 
@@ -88,8 +91,15 @@ struct Ahead {
 // chains lie side by side to hide a dot's latency, and each broadcast of four activations serves every vector.
 template <int T, int V, class Strip>
 TREADLE_INLINE void dot_block(const Strip* strips, int first, int64_t block, int half,
-                              const std::byte* quants, I d[T][V]) {
+                              const std::byte* quants, const I (&starts)[T], I (&d)[T][V]) {
     using Format = typename Strip::Type;
+    constexpr bool kPacked = std::is_same_v<Strip, PackedStrip<Format>>;
+    if constexpr (kPairedDots && !(T == 1 && kPacked))
+        return dot_pairs(strips, first, block, half, quants, starts, d);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) d[t][v] = starts[t];
 #pragma GCC unroll 8
     for (int i = 0; i < 8 / Format::kScales; ++i) {
         const int index = Format::kScales == 2 ? 4 * half + i : in_line_order(i);
@@ -119,12 +129,10 @@ __attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t 
 #pragma GCC unroll 2
         for (int half = 0; half < Format::kScales; ++half) {
             const RowSides sides = row_sides<Format>(x, block, row, half);
-            I d[T][V];
+            I starts[T], d[T][V];
 #pragma GCC unroll 16
-            for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) d[t][v] = start<Format>(sides.starts + t);
-            dot_block<T, V>(strips, first, block, half, quants, d);
+            for (int t = 0; t < T; ++t) starts[t] = start<Format>(sides.starts + t);
+            dot_block(strips, first, block, half, quants, starts, d);
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
                 F scale, minimum;

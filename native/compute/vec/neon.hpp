@@ -1,4 +1,4 @@
-// The native vector of AArch64 NEON with the dot product extension: 4 lanes.
+// The native vector of AArch64 NEON with the dot product extension and, in the i8mm table, byte matrix products: 4 lanes.
 #pragma once
 #include <arm_neon.h>
 
@@ -9,7 +9,7 @@ namespace treadle::compute::TREADLE_ISA_NS {
 
 inline constexpr int kLanes = 4;
 inline constexpr int kSignedBias = 0;
-inline constexpr int kDotRows = 3;  // the int8 tile: rows and vectors of columns
+inline constexpr int kDotRows = kPairedDots ? 4 : 3;  // the int8 tile: rows and vectors of columns
 inline constexpr int kDotVectors = 4;
 inline constexpr int kWideRows = 12;  // most rows of an int8 tile of one vector; 0: there is none
 inline constexpr int kFloatRows = 6;  // the f32 tile
@@ -143,6 +143,31 @@ TREADLE_INLINE I dot(I acc, B w, const std::byte* x) {
     __builtin_memcpy(&four, x, 4);
     return vdotq_s32(acc, w, vreinterpretq_s8_s32(vdupq_n_s32(four)));
 }
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// A pair holds eight columns of one row, then of another. Of vectors of four columns each: the rows in lanes 0 and 1, the
+// rows in lanes 2 and 3.
+TREADLE_INLINE B low_pair(B a, B b) {
+    return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
+}
+TREADLE_INLINE B high_pair(B a, B b) {
+    return vreinterpretq_s8_s32(vzip2q_s32(vreinterpretq_s32_s8(a), vreinterpretq_s32_s8(b)));
+}
+TREADLE_INLINE B load_pair(const std::byte* a, const std::byte* b) {
+    return vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(a)),
+                       vld1_s8(reinterpret_cast<const int8_t*>(b)));
+}
+// Sums of x0 w0, x0 w1, x1 w0, x1 w1.
+TREADLE_INLINE I dot_pair(I acc, B x, B w) { return vmmlaq_s32(acc, x, w); }
+TREADLE_INLINE I pair_start(I x0, I x1) { return vcombine_s32(vget_low_s32(x0), vget_low_s32(x1)); }
+// The sums of x0 (of x1) with four matrix rows, from those with the low and the high pair.
+TREADLE_INLINE I first_of_pair(I low, I high) {
+    return vreinterpretq_s32_s64(vzip1q_s64(vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high)));
+}
+TREADLE_INLINE I second_of_pair(I low, I high) {
+    return vreinterpretq_s32_s64(vzip2q_s64(vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high)));
+}
+#endif
 
 // Lanes 2 apart, then 1: the rest of the canonical tree.
 TREADLE_INLINE float fold_add(F a) {

@@ -6,6 +6,17 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace treadle::compute::TREADLE_ISA_NS {
+
+// Does the ISA multiply the bytes of two rows by two at once (isa/dot_pairs.hpp)?
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+inline constexpr bool kPairedDots = true;
+#else
+inline constexpr bool kPairedDots = false;
+#endif
+
+}  // namespace treadle::compute::TREADLE_ISA_NS
+
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include "compute/vec/avx512.hpp"
 #elif defined(__AVX2__) && defined(__FMA__)

@@ -1,7 +1,7 @@
 """The first token of a fresh process: how long from its start, and what memory it took.
 
-Run as a module (MODEL THREADS NUMERICS) it is that process: loads the model as `treadle run` does, feeds a prompt of
-32 random tokens, and prints one JSON object.
+Run as a module (MODEL THREADS NUMERICS [TYPE]) it is that process: loads the model as `treadle run` does, feeds a
+prompt of 32 random tokens, and prints one JSON object.
 """
 
 import json
@@ -14,12 +14,13 @@ from treadle.errors import TreadleError
 PROMPT_TOKENS = 32
 
 
-def cold_start(model: str, *, threads: int, numerics: str) -> dict[str, float]:
+def cold_start(model: str, *, threads: int, numerics: str, quantize: str | None = None) -> dict[str, float]:
     """Seconds and bytes of one fresh process; ``first_token_s`` runs from the moment it was started.
 
     Files that were read before are still in the system's page cache. Raises TreadleError if the process fails.
     """
     command = [sys.executable, "-m", "treadle.bench.first_token", model, str(threads), numerics]
+    command += [quantize] if quantize else []
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -31,13 +32,13 @@ def cold_start(model: str, *, threads: int, numerics: str) -> dict[str, float]:
     return {"first_token_s": seconds, **json.loads(line)}
 
 
-def main(model: str, threads: str, numerics: str) -> None:
+def main(model: str, threads: str, numerics: str, quantize: str | None = None) -> None:
     from treadle.bench.measure import random_prompts
     from treadle.inference.llm import LLM
     from treadle.inference.memory import peak_rss_bytes
     from treadle.inference.request import SamplingParams
 
-    with LLM(model, threads=int(threads), numerics=numerics) as llm:  # type: ignore[arg-type]
+    with LLM(model, threads=int(threads), numerics=numerics, quantize=quantize) as llm:  # type: ignore[arg-type]
         core = llm.engine.core
         (ids,) = random_prompts(core.vocab_size, 1, PROMPT_TOKENS)
         began = time.perf_counter()

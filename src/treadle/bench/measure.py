@@ -20,7 +20,14 @@ PAGE = 64
 
 
 def open_engine(
-    model: str, *, threads: int | None, numerics: str, max_batch: int, max_length: int, tokens: int | None = None
+    model: str,
+    *,
+    threads: int | None,
+    numerics: str,
+    max_batch: int,
+    max_length: int,
+    tokens: int | None = None,
+    quantize: str | None = None,
 ) -> Engine:
     """The model with room for ``max_batch`` sequences, each of up to ``max_length`` tokens, together ``tokens``.
 
@@ -29,6 +36,7 @@ def open_engine(
     options = EngineOptions(
         threads=threads,
         numerics=numerics,  # type: ignore[arg-type]
+        quantize=quantize,
         max_num_seqs=max_batch,
         max_model_len=max_length + LEAD,
         state_tokens=(tokens or max_batch * max_length) + max_batch * (LEAD + PAGE),

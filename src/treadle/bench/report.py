@@ -27,6 +27,7 @@ def run_bench(
     load: bool,
     threads: int | None,
     numerics: str,
+    quantize: str | None,
     repeat: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run_bench(
         raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
     say("loading")
     space = room([*fitting, COUNTED])
-    engine = open_engine(model, threads=threads, numerics=numerics, **space)
+    engine = open_engine(model, threads=threads, numerics=numerics, quantize=quantize, **space)
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
     starts: list[dict[str, float]] = []
@@ -56,7 +57,7 @@ def run_bench(
         runs.append(row)
         if load:
             say(f"first token of a fresh process, {turn + 1} of {repeat}")
-            starts.append(cold_start(model, threads=engine.info.threads, numerics=numerics))
+            starts.append(cold_start(model, threads=engine.info.threads, numerics=numerics, quantize=quantize))
     say("counting")
     with counting(engine.core) as counters:
         measure(engine, COUNTED)
@@ -67,6 +68,7 @@ def run_bench(
         "isa": engine.info.isa,
         "threads": engine.info.threads,
         "numerics": engine.info.numerics,
+        "quantize": quantize,
         "points": [_point(list(column), limits) for column in zip(*runs, strict=True)],
         "left_out": [point.label for point in left_out],
         "limits": limits.rounded(),
@@ -150,6 +152,8 @@ def label(point: dict[str, Any]) -> str:
 
 def heading(report: dict[str, Any]) -> str:
     how = f"{report['isa']}, {report['threads']} threads, {report['numerics']}"
+    if report["quantize"]:
+        how += f", quantised to {report['quantize']}"
     return f"{report['model']} on {report['backend']} ({how})"
 
 

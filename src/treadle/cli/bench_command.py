@@ -7,7 +7,7 @@ from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.figures import human_bytes
-from treadle.cli.options import positive
+from treadle.cli.options import add_quantize_option, positive
 from treadle.errors import InvalidRequest
 
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", choices=("fast", "exact"), default="fast", help="default: %(default)s")
+    add_quantize_option(parser)
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
     add_point_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -52,6 +53,7 @@ def execute(options: argparse.Namespace) -> int:
             load="load" in options.points,
             threads=options.threads,
             numerics=options.numerics,
+            quantize=options.quantize,
             repeat=options.repeat,
             say=say,
         )
@@ -71,6 +73,8 @@ def _model(options: argparse.Namespace) -> str:
         raise InvalidRequest("give either a model or --synthetic FAMILY:SHAPE:TYPE")
     if options.synthetic is None and options.write:
         raise InvalidRequest("--write goes with --synthetic: a model that is a file need not be written")
+    if options.write and options.quantize:
+        raise InvalidRequest("--write takes no --quantize: the type is part of FAMILY:SHAPE:TYPE")
     return str(options.model) if options.synthetic is None else f"synthetic:{options.synthetic}"
 
 

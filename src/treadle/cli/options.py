@@ -49,20 +49,24 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
         help="of keys and values; q8_0 takes half of f16 (default: f16, with --numerics exact f32)",
     )
     parser.add_argument(
-        "--quantize",
-        choices=QUANTISED,
-        metavar="TYPE",
-        help=f"encode a float checkpoint's matrices: {', '.join(QUANTISED)}",
-    )
-    parser.add_argument(
         "--family-file", metavar="FILE", help="a Python file that describes the model's family (see treadle onboard)"
     )
+    add_quantize_option(parser)
     parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
     parser.add_argument(
         "--no-weight-cache",
         dest="weight_cache",
         action="store_false",
         help="pack the weights anew and keep nothing on disk (see treadle cache)",
+    )
+
+
+def add_quantize_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTISED,
+        metavar="TYPE",
+        help=f"encode a float checkpoint's matrices: {', '.join(QUANTISED)}",
     )
 
 
