@@ -28,6 +28,7 @@ COMMANDS = {
     "parity": "compare every family's logits with transformers'",
     "gate": "prove the decisions the project is built on, and sign its phases",
     "bench": "measure tokens a second and the share of the machine's limit",
+    "bench compare": "judge whether one commit is slower than another",
 }
 
 
@@ -41,7 +42,7 @@ class Command(Protocol):
 
 def overview() -> str:
     lines = ["usage: treadle COMMAND [options]", "", "An LLM inference runtime on compiled plans.", "", "commands:"]
-    lines += [f"  {name:10} {summary}" for name, summary in COMMANDS.items()]
+    lines += [f"  {name:13} {summary}" for name, summary in COMMANDS.items()]
     lines += ["", "treadle COMMAND --help shows a command's options; treadle --version the version."]
     return "\n".join(lines)
 

@@ -1,0 +1,62 @@
+"""``treadle bench compare``: whether one commit is slower than another, with a stated confidence."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from treadle.bench.points import add_point_arguments, choose_points
+from treadle.cli.options import positive
+
+NOTES = """\
+Both commits are built beside the repository (build/compare) and measured in turns, side by side; a point is decided
+once the interval of its median ratio lies on one side of the budget. Exit code 0: all within budget; 1: something is
+beyond it; 3: nothing is beyond it, but noise left something undecided."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = NOTES
+    parser.add_argument("base", metavar="BASE", help="a commit")
+    parser.add_argument("head", metavar="HEAD", help="a commit")
+    parser.add_argument(
+        "--model", default="smollm2", help="a model, or synthetic:FAMILY:SHAPE:TYPE (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
+    parser.add_argument("--numerics", default="fast", help="default: %(default)s")
+    parser.add_argument("--max-turns", type=positive, default=40, metavar="N", help="default: %(default)s")
+    add_point_arguments(parser, ("prefill", "decode", "batch"), lengths=(512,), depths=(128,), batches=(8,))
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+
+
+def execute(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from treadle.bench.compare import Budgets, compare, table
+    from treadle.bench.judge import CONFIDENCE, Verdict
+    from treadle.bench.measure import room
+    from treadle.bench.sides import Side, built, root_of
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    root = root_of(Path.cwd())
+    points = choose_points(options.points, options.lengths, options.depths, options.batches)
+    sources = [built(root, commit, say) for commit in (options.base, options.head)]
+    sides: list[Side] = []
+    try:
+        for name, source in zip(("BASE", "HEAD"), sources, strict=True):
+            sides.append(Side(name, source, options.model, options.threads or 0, options.numerics, room(points)))
+        base, head = sides
+        found = compare(base, head, points, Budgets(), max_turns=options.max_turns, say=say)
+    finally:
+        for side in sides:
+            side.close()
+    verdicts = {judgement.verdict for judgement in found.values()}
+    if options.json:
+        same_plan = sides[0].facts["plan"] == sides[1].facts["plan"]
+        about = {"base": options.base, "head": options.head, "model": options.model, "confidence": CONFIDENCE}
+        print(json.dumps({**about, "same_plan": same_plan, "judgements": msgspec.to_builtins(found)}))
+    else:
+        print(table(found))
+    return 1 if Verdict.BEYOND in verdicts else 3 if Verdict.UNDECIDED in verdicts else 0
