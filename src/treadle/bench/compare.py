@@ -27,7 +27,8 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Compared(Protocol):
     """One side; see `sides.Side`."""
 
-    facts: Mapping[str, Any]
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
 
     def measure(self, point: Point) -> list[float]: ...
 
