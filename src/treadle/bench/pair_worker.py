@@ -1,7 +1,7 @@
 """One side of a comparison of two commits, in its own process: answers points until stdin ends.
 
 Run as a file, with the commit's sources: SOURCES MODEL THREADS NUMERICS MAX_BATCH MAX_LENGTH TOKENS. Lines of JSON:
-first what was loaded, with the counts of a step; then for each point read from stdin its steps in seconds. Or an "error".
+first what was loaded, with the counts of a step; then the steps of each point read from stdin, in seconds. Or "error".
 Uses what any commit of the last months has, so that it can drive older sources than its own.
 """
 
