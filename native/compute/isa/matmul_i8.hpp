@@ -69,21 +69,56 @@ TREADLE_INLINE F scaled_sum(const RowSides& sides, int t) {
     return set1(sides.scale[t] * (-1.0f / 32) * static_cast<float>(sides.starts[t]));
 }
 
-// Packed bytes that are read next; a few lines of each strip are fetched with every block.
-struct Ahead {
+// Prefetching for strips that are unpacked panel by panel: packed bytes that are read next, a few lines of each strip with
+// every block.
+struct PanelAhead {
     const std::byte* at = nullptr;
     int64_t distance = 0;  // of two strips
     int64_t left = 0;      // lines of each strip
     int64_t share = 0;     // lines a block
 
     // `bytes` of each strip over `steps` blocks.
-    static TREADLE_METHOD Ahead over(const std::byte* from, int64_t distance, int64_t bytes, int64_t steps) {
+    static TREADLE_METHOD PanelAhead over(const std::byte* from, int64_t distance, int64_t bytes,
+                                          int64_t steps) {
         const int64_t lines = (bytes + 63) / 64;
         return {from, distance, lines, (lines + steps - 1) / steps};
     }
-    TREADLE_METHOD void step() {
+    TREADLE_METHOD void step(int64_t /*block*/) {
         for (int64_t i = least(share, left); i > 0; --i, --left, at += 64)
             for (int strip = 0; strip < kDotStrips; ++strip) prefetch(at + strip * distance);
+    }
+};
+
+// Prefetching for strips that are read as they are packed: what comes kAhead bytes later, past their end from as many
+// strips that follow. Every line is asked for: memory is slower than the work on it, and the fewer reads are in flight the
+// slower. Much further ahead they would compete with the processor's own prefetching, and a little loses to its latency.
+template <class Format>
+struct StripAhead {
+    static constexpr int64_t kAhead = 3072;
+    static constexpr int64_t kLineBytes = Format::kLayout.line_bytes;
+    static constexpr int64_t kBlocksAhead = kAhead / kLineBytes;
+    static constexpr int64_t kGroup = 256 / kBlock;  // blocks whose side records are asked for together
+    static constexpr int64_t kGroupBytes = 256 / Format::kLayout.file_cols * Format::kLayout.side_record();
+    const std::byte* lines;
+    const std::byte* sides;
+    int64_t blocks, strip_bytes;
+    int strips;
+
+    TREADLE_METHOD void step(int64_t block) const {
+        const int64_t line = block + kBlocksAhead, group = block / kGroup + 1;
+        fetch<kLineBytes>(lines + line * kLineBytes +
+                          (line < blocks ? 0 : strips * strip_bytes - blocks * kLineBytes));
+        if (block % kGroup == 0)
+            fetch<kGroupBytes>(sides +
+                               (group * kGroup < blocks ? group * kGroupBytes : strips * strip_bytes));
+    }
+
+  private:
+    template <int64_t kBytes>
+    TREADLE_METHOD void fetch(const std::byte* from) const {
+        for (int strip = 0; strip < strips; ++strip)
+#pragma GCC unroll 8
+            for (int64_t at = 0; at < kBytes; at += 64) prefetch(from + strip * strip_bytes + at);
     }
 };
 
@@ -116,7 +151,7 @@ TREADLE_INLINE void dot_block(const Strip* strips, int first, int64_t block, int
 }
 
 // Rows [row, row + T) of a tile against V vectors of the strips, over `blocks` blocks.
-template <int T, int V, class Strip>
+template <int T, int V, class Strip, class Ahead>
 __attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t blocks, const QuantTile& x,
                                         int64_t row, const PanelEnds& ends, Ahead& ahead_of_all) {
     using Format = typename Strip::Type;
@@ -125,7 +160,7 @@ __attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t 
     begin_panel<T, V>(ends, acc);
     for (int64_t block = 0; block < blocks; ++block) {
         const std::byte* quants = x.data + block * x.height * kQuantRowBytes + row * kBlock;
-        ahead.step();
+        ahead.step(block);
 #pragma GCC unroll 2
         for (int half = 0; half < Format::kScales; ++half) {
             const RowSides sides = row_sides<Format>(x, block, row, half);
@@ -150,7 +185,7 @@ __attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t 
     ahead_of_all = ahead;
 }
 
-template <int T, int Least, int V, class Strip>
+template <int T, int Least, int V, class Strip, class Ahead>
 TREADLE_INLINE void dot_tile_of(int64_t count, const Strip* strips, int first, int64_t blocks,
                                 const QuantTile& x, int64_t row, const PanelEnds& ends, Ahead& ahead) {
     if constexpr (T >= Least) {
@@ -163,7 +198,7 @@ TREADLE_INLINE void dot_tile_of(int64_t count, const Strip* strips, int first, i
 TREADLE_INLINE int64_t register_tiles(int64_t height) { return (height + kDotRows - 1) / kDotRows; }
 
 // All rows of a tile, in even register tiles of at most kDotRows.
-template <class Strip>
+template <class Strip, class Ahead>
 TREADLE_INLINE void whole_tile(const Strip* strips, int64_t blocks, const QuantTile& x, PanelEnds ends,
                                Ahead& ahead) {
     const int64_t parts = register_tiles(x.height);
@@ -205,7 +240,7 @@ void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t c
             from = packed[0].lines + kDotStrips * p.w.strip_bytes;
             bytes = panel == p.blocks ? p.w.strip_bytes : panel * Format::kLayout.line_bytes;
         }
-        Ahead ahead = Ahead::over(from, p.w.strip_bytes, bytes, tiles * count);
+        PanelAhead ahead = PanelAhead::over(from, p.w.strip_bytes, bytes, tiles * count);
         for (int64_t row = row0; row < row1; row += kTileHeight)
             whole_tile(strips, count, quant_tile(p.xq, p.rows, p.blocks, row, block),
                        {stash, block == 0, last, row - row0, row, col, &p.out}, ahead);
@@ -214,18 +249,17 @@ void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t c
 
 // Few rows: one register tile takes them all, straight from the packed strips.
 template <class Format>
-void dot_few(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col, bool more) {
+void dot_few(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col) {
     const QuantTile x = quant_tile(p.xq, p.rows, p.blocks, 0, 0);
-    const std::byte* next = packed[0].lines + kDotStrips * p.w.strip_bytes;
-    const bool wide = p.rows > kDotRows;
-    const int64_t steps = p.blocks * (wide ? kDotStrips * kParts : 1);
-    Ahead ahead = Ahead::over(next, p.w.strip_bytes, more ? p.w.strip_bytes : 0, steps);
-    if (!wide) return whole_tile(packed, p.blocks, x, {nullptr, true, true, 0, 0, col, &p.out}, ahead);
-    for (int v = 0; v < kDotStrips * kParts; ++v)
-        if (col + v * kLanes < p.out.cols)
-            dot_tile_of<kWideRows, kDotRows + 1, 1>(p.rows, packed, v, p.blocks, x, 0,
-                                                    {nullptr, true, true, 0, 0, col + v * kLanes, &p.out},
-                                                    ahead);
+    StripAhead<Format> ahead{packed[0].lines, packed[0].sides, p.blocks, p.w.strip_bytes, kDotStrips};
+    if (p.rows <= kDotRows)
+        return whole_tile(packed, p.blocks, x, {nullptr, true, true, 0, 0, col, &p.out}, ahead);
+    for (int v = 0; v < kDotStrips * kParts && col + v * kLanes < p.out.cols; ++v) {
+        const PackedStrip<Format>& strip = packed[v / kParts];
+        ahead = {strip.lines, strip.sides, p.blocks, p.w.strip_bytes, v % kParts == 0 ? 1 : 0};
+        dot_tile_of<kWideRows, kDotRows + 1, 1>(p.rows, packed, v, p.blocks, x, 0,
+                                                {nullptr, true, true, 0, 0, col + v * kLanes, &p.out}, ahead);
+    }
 }
 
 template <class Format>
@@ -241,9 +275,10 @@ void matmul_format(DotProduct p, int64_t strip0, int64_t strip1) {
                 const int64_t strip = least(s + i, strip1 - 1);
                 packed[i] = PackedStrip<Format>(p.w.data + strip * p.w.strip_bytes, p.blocks);
             }
-            const bool more = s + 2 * kDotStrips <= strip1;
-            if (few) dot_few(p, packed, s * kStripRows, more);
-            else dot_chunk(p, packed, s * kStripRows, row0, least(row0 + step, p.rows), more);
+            if (few) dot_few(p, packed, s * kStripRows);
+            else
+                dot_chunk(p, packed, s * kStripRows, row0, least(row0 + step, p.rows),
+                          s + 2 * kDotStrips <= strip1);
         }
 }
 
