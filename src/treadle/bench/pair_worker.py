@@ -29,8 +29,14 @@ def main(sources: str, model: str, threads: str, numerics: str, max_batch: str, 
 
         if Path(sources).resolve() not in Path(bench.__file__).resolve().parents:
             raise RuntimeError(f"{bench.__file__} is not of {sources}")
-        space = {"max_batch": int(max_batch), "max_length": int(max_length), "tokens": int(tokens)}
-        engine = open_engine(model, threads=int(threads) or None, numerics=numerics, **space)
+        engine = open_engine(
+            model,
+            threads=int(threads) or None,
+            numerics=numerics,
+            max_batch=int(max_batch),
+            max_length=int(max_length),
+            tokens=int(tokens),
+        )
         with counting(engine.core) as counters:
             measure(engine, Point("decode", tokens=8, batch=1, prompt=8))
         steps = 9  # the prompt's and eight decoded tokens'
