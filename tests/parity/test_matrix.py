@@ -46,10 +46,10 @@ def test_a_weight_off_by_a_little_fails(monkeypatch):
         return found
 
     monkeypatch.setattr(oracle, "logits", of_another_model)
-    reports = reports_of_one_case()
-    for report in reports[:2]:
+    for report in reports_of_one_case()[:2]:
         assert report.status == "failed"
         assert "relative error" in report.message
+        assert "first at instruction 11, swiglu of model.layers.1.mlp.gate_proj.weight" in report.diverges
 
 
 def test_other_bits_fail(monkeypatch):
@@ -63,7 +63,7 @@ def test_other_bits_fail(monkeypatch):
     monkeypatch.setattr(run, "feed", one_bit_off)
     reports = reports_of_one_case()
     assert [r.status for r in reports] == ["passed", "failed", "failed", "failed"]
-    assert all("decode: not the bits" in r.message for r in reports[1:])
+    assert all("decode: not the bits" in r.message and r.differing == ["decode"] for r in reports[1:])
 
 
 def test_tolerances_of_fast_numerics_are_held():

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead: set each config value to something else; refused by name or right, never silently wrong",
     )
+    parser.add_argument("--trace", action="store_true", help="compare every instruction, also where a case passes")
     parser.add_argument("--list", action="store_true", help="name the cases, and run nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--html", metavar="FILE", help="write a report, which needs no other file")
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     from treadle.parity.matrix import read_matrix
-    from treadle.parity.report import line, page, summary, totals
+    from treadle.parity.report import line, page, summary, totals, trace_lines
     from treadle.parity.run import choose_settings, run_cases
 
     matrix = read_matrix()
@@ -45,11 +46,13 @@ def execute(options: argparse.Namespace) -> int:
     settings = choose_settings(options.backend, options.numerics)
     reports = []
     try:
-        for report in run_cases(cases, matrix.defaults, settings, options.threads, _say):
+        for report in run_cases(cases, matrix.defaults, settings, options.threads, options.trace, _say):
             reports.append(report)
             if not options.json:
                 _say("")
                 print(line(report), flush=True)
+                if options.trace:
+                    print("\n".join(trace_lines(report)))
     finally:
         _say("")
     if options.html:

@@ -34,6 +34,7 @@ from treadle.inference.backends.base import Backend
 from treadle.inference.core import EngineCore
 from treadle.inference.cost import StepCost, step_cost
 from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, lay_out
+from treadle.inference.inspection import Inspector
 from treadle.inference.memory import available_bytes
 from treadle.inference.state import StatePool
 from treadle.inference.weight_cache import LIMIT_VARIABLE, CachedWeights, Place, SourceFile, WeightCache, limit_from
@@ -266,8 +267,10 @@ class Engine:
         return self.read_info()
 
 
-def load(model: str | Path, options: EngineOptions, progress: Progress | None = None) -> Engine:
-    """Opens, compiles, quotes, binds: the model is ready to take requests.
+def load(
+    model: str | Path, options: EngineOptions, progress: Progress | None = None, inspector: Inspector | None = None
+) -> Engine:
+    """Opens, compiles, quotes, binds: the model is ready to take requests. `inspector`: gets all values.
 
     Raises ModelNotFound, NotInCache, InvalidFile, UnsupportedModel, InvalidWeights, UnsupportedOpcode,
     BackendUnavailable, OutOfMemoryQuote (before anything is allocated).
@@ -277,7 +280,7 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
     quantisation = _quantisation(options.quantize, options.threads)
     found, checkpoint = _opened(model, quantisation, options)
     try:
-        plans, layout = _compiled(checkpoint, backend, options)
+        plans, layout = _compiled(checkpoint, backend, options, inspector)
         quote = layout.quote()
         _check_memory(quote, available_bytes())
         text_tools = Text.of(checkpoint)
@@ -287,7 +290,8 @@ def load(model: str | Path, options: EngineOptions, progress: Progress | None = 
         checkpoint.close()
     limits = layout.limits
     pool = StatePool(layout.states, executor.states, limits.state_pages, limits.max_batch, limits.max_seq_len)
-    core = EngineCore(executor, pool, plans.facts.vocab_size, None if text_tools is None else text_tools.tokenizer)
+    runner = executor if inspector is None else inspector.around(executor)
+    core = EngineCore(runner, pool, plans.facts.vocab_size, None if text_tools is None else text_tools.tokenizer)
     load_s = time.monotonic() - began
     return Engine(
         core=core,
@@ -435,9 +439,13 @@ def _decode(view: TensorView) -> NDArray[np.float32]:
     return dequantise(np.ascontiguousarray(view.data).reshape(-1), view.dtype.name.lower(), view.shape)
 
 
-def _compiled(checkpoint: Checkpoint, backend: Backend, options: EngineOptions) -> tuple[ModelPlans, Layout]:
+def _compiled(
+    checkpoint: Checkpoint, backend: Backend, options: EngineOptions, inspector: Inspector | None = None
+) -> tuple[ModelPlans, Layout]:
     compile_options = options.compile_options
     plans = checkpoint.compile(compile_options)
+    if inspector is not None:
+        plans = inspector.expose(plans)
     limits = options.limits(plans, compile_options.page_tokens)
     return plans, lay_out(plans, backend, checkpoint.weights, limits, options.allow_per_slot)
 

@@ -16,6 +16,7 @@ from treadle.inference.backends import Numerics
 from treadle.inference.core import Stats
 from treadle.inference.engine import Engine, EngineInfo, EngineOptions, MemoryQuote, Text, load
 from treadle.inference.executor import Progress
+from treadle.inference.inspection import Inspector
 from treadle.inference.interrupt import InterruptGuard
 from treadle.inference.request import CompletionOutput, Request, RequestOutput, SamplingParams
 from treadle.inference.sinks import AllLogits, LogitSink, NextTokenScores
@@ -30,7 +31,8 @@ class LLM:
     """A loaded model. Use as a context manager, or call `close`. Not for use from several threads at once.
 
     `model`: a path to a GGUF file or a checkpoint's directory, or a name that `treadle models` lists. The options are
-    explained at `EngineOptions`. `progress(done, total)` is called as weights are packed.
+    explained at `EngineOptions`. `progress(done, total)` is called as weights are packed. `inspector`: gets the values
+    of every instruction, for one sequence at a time.
     Raises what `engine.load` raises, and InvalidRequest for an option out of range.
     """
 
@@ -52,6 +54,7 @@ class LLM:
         allow_per_slot: bool = False,
         weight_cache: bool = True,
         progress: Progress | None = None,
+        inspector: Inspector | None = None,
     ) -> None:
         options = EngineOptions(
             backend=backend,
@@ -68,7 +71,7 @@ class LLM:
             allow_per_slot=allow_per_slot,
             weight_cache=weight_cache,
         )
-        self._loaded: Engine | None = load(model, options, progress)
+        self._loaded: Engine | None = load(model, options, progress, inspector)
         self._guard = InterruptGuard(self._loaded.core.cancel)
 
     # --- work ------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ class PerWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bf16: float
     q8_0: float
 
+    def of(self, weights: str) -> float:
+        return self.q8_0 if weights == "q8_0" else self.bf16
+
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seeds, prompts and tolerances of every case; explained in matrix.toml."""

@@ -117,3 +117,35 @@ def logits(model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]]
     """[positions, vocab] of each prompt, all of its positions at once."""
     with torch.no_grad():
         return [model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy() for ids in prompts]
+
+
+def module_names(model: transformers.PreTrainedModel) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_modules())
+
+
+def trace(
+    model: transformers.PreTrainedModel, ids: Sequence[int], wanted: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], F32]:
+    """(module, "input" or "output") -> the first tensor that it takes or gives for a prompt. The module "": logits."""
+    found: dict[tuple[str, str], F32] = {}
+    modules = dict(model.named_modules())
+
+    def keep(at: tuple[str, str], value: Any) -> None:
+        first = value[0] if isinstance(value, tuple | list) and value else value
+        if isinstance(first, torch.Tensor) and at not in found:
+            found[at] = first.detach().float().clone().numpy()
+
+    def watch(at: tuple[str, str]) -> Any:
+        if at[1] == "output":
+            return modules[at[0]].register_forward_hook(lambda module, args, output: keep(at, output))
+        return modules[at[0]].register_forward_pre_hook(
+            lambda module, args, named: keep(at, args or named.get("hidden_states")), with_kwargs=True
+        )
+
+    handles = [watch(at) for at in wanted if at[0]]
+    try:
+        found["", "output"] = logits(model, [ids])[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

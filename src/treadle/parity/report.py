@@ -28,7 +28,8 @@ positions. bits: whether all ways of feeding gave the same bits.</p>
 <td>{{ figure(r.rel_err, ".1e") }}</td><td>{{ figure(r.noise, ".1e") }}</td>
 <td>{{ figure(r.top1, ".2%") }}</td><td>{{ figure(r.top1_all, ".2%") }}</td>
 <td>{{ "" if r.bitwise is none else "same" if r.bitwise else "differ" }}</td><td>{{ r.positions }}</td>
-<td>{{ r.status }}{% if r.message %}: {{ r.message }}{% endif %}</td></tr>
+<td>{{ r.status }}{% if r.message %}: {{ r.message }}{% endif %}
+{% if r.diverges %}<br>{{ r.diverges }}{% endif %}</td></tr>
 {% endfor %}</table></body></html>
 """
 
@@ -44,7 +45,13 @@ def line(report: CaseReport) -> str:
     figures = f"rel. error {figure(report.rel_err, '.1e'):7}  top-1 {figure(report.top1, '.2%'):7}"
     if report.numerics == "fast":
         figures += f" (of all {figure(report.top1_all, '.2%')}, noise {figure(report.noise, '.1e')})"
-    return f"{report.status:6}  {name:32} {setting:20} {figures}" + (f"  {report.message}" if report.message else "")
+    said = "; ".join(text for text in (report.message, report.diverges) if text)
+    return f"{report.status:6}  {name:32} {setting:20} {figures}  {said}".rstrip()
+
+
+def trace_lines(report: CaseReport) -> list[str]:
+    """Every instruction that was compared."""
+    return [f"{point.rel_err:12.1e}  {point.index:4} {point.op:20} {point.at}" for point in report.trace]
 
 
 def totals(reports: Sequence[CaseReport]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from treadle.errors import BackendUnavailable, InvalidRequest, TreadleError
 from treadle.inference.llm import LLM
 from treadle.parity.compare import agreement, noise, relative_error
 from treadle.parity.matrix import Case, Defaults
+from treadle.parity.trace import TracePoint, against_oracle, between_ways, inspect
 
 F32 = NDArray[np.float32]
 MAX_ROWS: Final = 512
@@ -61,11 +63,29 @@ class CaseReport(msgspec.Struct, kw_only=True):
     decided: float | None = None
     bitwise: bool | None = None
     """Whether all ways of feeding gave the same bits."""
+    differing: list[str] = []
+    """Those that did not."""
     positions: int = 0
     plan_hash: str = ""
     seconds: float = 0.0
     status: str = "passed"
     message: str = ""
+    diverges: str = ""
+    """The first instruction that does, in words; of a case that failed, or was traced."""
+    trace: list[TracePoint] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to compare: transformers' own, what it gives for the prompts, and a checkpoint of it for a setting."""
+
+    family: str
+    case: str
+    rel_err: float
+    model: Any
+    prompts: Sequence[list[int]]
+    expected: Sequence[F32]
+    checkpoint: Callable[[Setting], Path]
 
 
 def run_cases(
@@ -73,23 +93,36 @@ def run_cases(
     defaults: Defaults,
     settings: Sequence[Setting] = SETTINGS,
     threads: int | None = None,
+    trace: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[CaseReport]:
-    """The reports, as they come. Raises BackendUnavailable where torch and transformers are not installed."""
+    """The reports, as they come; `trace`: with every instruction compared, not only where a case fails.
+
+    Raises BackendUnavailable where torch and transformers are not installed.
+    """
     oracle = load_oracle()
     oracle.quiet()
     for case in cases:
         say(f"{case.family}/{case.name}: transformers")
-        model = oracle.seeded_model(case.class_name, case.config, defaults.seed)
-        prompts = random_prompts(defaults, model.config.get_text_config().vocab_size)
-        expected = oracle.logits(model, prompts)
         with tempfile.TemporaryDirectory(prefix="treadle-parity-") as folder:
+            subject = matrix_subject(case, defaults, Path(folder))
             for setting in settings:
                 say(f"{case.family}/{case.name}: {' '.join(setting)}")
-                path = Path(folder) / ("bf16" if setting.weights == "bf16" else "f32")
-                if not path.exists():
-                    oracle.save(model, path, path.name)
-                yield run_case(case, defaults, setting, path, prompts, expected, threads)
+                yield run_subject(subject, defaults, setting, threads, trace)
+
+
+def matrix_subject(case: Case, defaults: Defaults, folder: Path) -> Subject:
+    """The seeded model of a case; its checkpoints are written into `folder` when they are asked for."""
+    oracle = load_oracle()
+    model = oracle.seeded_model(case.class_name, case.config, defaults.seed)
+    prompts = random_prompts(defaults, model.config.get_text_config().vocab_size)
+
+    def checkpoint(setting: Setting) -> Path:
+        path = folder / ("bf16" if setting.weights == "bf16" else "f32")
+        return path if path.exists() else cast(Path, oracle.save(model, path, path.name))
+
+    expected = oracle.logits(model, prompts)
+    return Subject(case.family, case.name, case.rel_err, model, prompts, expected, checkpoint)
 
 
 def load_oracle() -> Any:
@@ -108,26 +141,24 @@ def random_prompts(defaults: Defaults, vocab_size: int) -> list[list[int]]:
     return [random.integers(0, vocab_size, length).tolist() for length in defaults.lengths]
 
 
-def run_case(
-    case: Case,
-    defaults: Defaults,
-    setting: Setting,
-    path: Path,
-    prompts: Sequence[list[int]],
-    expected: Sequence[F32],
-    threads: int | None = None,
+def run_subject(
+    subject: Subject, defaults: Defaults, setting: Setting, threads: int | None = None, trace: bool = False
 ) -> CaseReport:
-    """One setting of a case whose checkpoint is at `path`."""
+    """One setting of a subject. A case that fails says where; `trace`: so does one that passes."""
     began = time.monotonic()
-    report = CaseReport(family=case.family, case=case.name, **setting._asdict())
+    report = CaseReport(family=subject.family, case=subject.case, **setting._asdict())
+    options = {**engine_options(setting, len(subject.prompts)), "threads": threads}
     try:
-        with LLM(path, **engine_options(setting, len(prompts)), threads=threads) as llm:
+        path = subject.checkpoint(setting)
+        with LLM(path, **options) as llm:
             report.plan_hash = llm.info.plan_hash
-            ways = feed(llm, prompts, defaults.chunks)
+            ways = feed(llm, subject.prompts, defaults.chunks)
     except TreadleError as error:
         report.status, report.message = "failed", f"{type(error).__name__}: {error}"
     else:
-        measure(report, case, defaults, ways, expected)
+        measure(report, subject, defaults, ways)
+        if report.status == "failed" or trace:
+            locate(report, subject, defaults, path, options)
     report.seconds = round(time.monotonic() - began, 3)
     return report
 
@@ -151,44 +182,60 @@ def feed(llm: LLM, prompts: Sequence[list[int]], chunks: Sequence[int]) -> dict[
     ways = {
         "whole": [llm.logits(ids) for ids in prompts],
         "batch": llm.logits(every),
-        "decode": [llm.logits(first, chunk=1)],
     }
-    for chunk in chunks:
-        ways[f"chunks of {chunk}"] = [llm.logits(first, chunk=chunk)]
-        ways[f"batch in chunks of {chunk}"] = llm.logits(every, chunk=chunk)
+    for chunk in (1, *chunks):
+        ways[alone(chunk)] = [llm.logits(first, chunk=chunk)]
+        if chunk > 1:
+            ways[f"batch in {alone(chunk)}"] = llm.logits(every, chunk=chunk)
     return ways
 
 
-def measure(
-    report: CaseReport, case: Case, defaults: Defaults, ways: Mapping[str, Sequence[F32]], expected: Sequence[F32]
-) -> None:
+def alone(chunk: int) -> str:
+    """The name of a way of feeding the first prompt."""
+    return "decode" if chunk == 1 else f"chunks of {chunk}"
+
+
+def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapping[str, Sequence[F32]]) -> None:
     """Fills in the figures and what they come to."""
-    whole = ways["whole"]
+    whole, expected = ways["whole"], subject.expected
     errors = {way: relative_error(found, expected[: len(found)]) for way, found in ways.items()}
     worst = max(errors, key=lambda way: errors[way])
     report.rel_err, report.noise = errors[worst], noise(whole, expected)
     report.positions = sum(len(logits) for logits in expected)
     fast = report.numerics == "fast"
-    margin = getattr(defaults.margin, report.weights) if fast else 0.0
+    margin = defaults.margin.of(report.weights) if fast else 0.0
     report.top1, report.top1_all, report.decided = agreement(whole, expected, margin)
     problems = []
     if report.backend == "cpu":
-        differing = [way for way, found in ways.items() if not same_bits(found, whole)]
-        report.bitwise = not differing
-        if differing:
-            problems.append(f"{', '.join(differing)}: not the bits of whole prompts")
+        report.differing = [way for way, found in ways.items() if not same_bits(found, whole)]
+        report.bitwise = not report.differing
+        if report.differing:
+            problems.append(f"{', '.join(report.differing)}: not the bits of whole prompts")
     if fast:
-        allowed = getattr(defaults.noise, report.weights)
+        allowed = defaults.noise.of(report.weights)
         if not report.noise < allowed:
             problems.append(f"noise {report.noise:.4f}, allowed {allowed}")
         if report.decided < defaults.decided:
             problems.append(f"{report.decided:.2f} of the positions are decided, at least {defaults.decided}")
         if report.top1 < defaults.top1:
             problems.append(f"top-1 agreement {report.top1:.4f}, at least {defaults.top1}")
-    elif not report.rel_err < case.rel_err:
-        problems.append(f"{worst}: relative error {report.rel_err:.2e}, allowed {case.rel_err:.0e}")
+    elif not report.rel_err < subject.rel_err:
+        problems.append(f"{worst}: relative error {report.rel_err:.2e}, allowed {subject.rel_err:.0e}")
     if problems:
         report.status, report.message = "failed", "; ".join(problems)
+
+
+def locate(report: CaseReport, subject: Subject, defaults: Defaults, path: Path, options: Mapping[str, Any]) -> None:
+    """Fills in the first instruction that diverges: between two ways of feeding, or from transformers."""
+    ids = subject.prompts[0]
+    run = inspect(path, options, ids)
+    chunk = next((chunk for chunk in (1, *defaults.chunks) if alone(chunk) in report.differing), None)
+    if chunk is not None:
+        found = between_ways(run, inspect(path, options, ids, chunk))
+    else:
+        tolerance = 3 * defaults.noise.of(report.weights) if report.numerics == "fast" else subject.rel_err
+        found = against_oracle(run, load_oracle(), subject.model, ids, tolerance)
+    report.diverges, report.trace = "" if found.first is None else str(found), list(found.points)
 
 
 def same_bits(found: Sequence[F32], whole: Sequence[F32]) -> bool:
