@@ -12,6 +12,7 @@ from treadle.bench.points import Point
 from treadle.errors import TreadleError
 
 FACTS = {"dispatches": 122.0, "launches": 1.0, "planned_bytes": 1e8, "memory_bytes": 5e8, "per_slot_fallbacks": 0}
+BUDGETS = Budgets(prefill=0.03, decode=0.02, p95=0.05, memory=0.01, dispatches=0.1, fallbacks=0)
 PREFILL, DECODE = Point("prefill", 512, 1, 0), Point("decode", 16, 1, 128)
 
 
@@ -33,7 +34,7 @@ class Fake:
 
 
 def compared(base, head, turns=40):
-    return compare(base, head, [PREFILL, DECODE], Budgets(), max_turns=turns, say=lambda text: None)
+    return compare(base, head, [PREFILL, DECODE], BUDGETS, max_turns=turns, say=lambda text: None)
 
 
 def test_the_interval_has_the_confidence_that_it_states():

@@ -16,12 +16,12 @@ from treadle.bench.report import quantile
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By how much HEAD may be above BASE, as fractions. `fallbacks`: how many more."""
 
-    prefill: float = 0.03
-    decode: float = 0.02
-    p95: float = 0.05
-    memory: float = 0.01
-    dispatches: float = 0.10
-    fallbacks: int = 0
+    prefill: float
+    decode: float
+    p95: float
+    memory: float
+    dispatches: float
+    fallbacks: int
 
 
 class Compared(Protocol):

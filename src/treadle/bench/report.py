@@ -75,7 +75,19 @@ def run_bench(
         "weights": _weights(engine),
         "memory": {"quoted_bytes": engine.memory_quote.total_bytes, "peak_rss_bytes": peak_rss_bytes()},
         "load": _load(starts),
+        "plan": engine.info.plan_hash,
         "per_slot_fallbacks": counters.per_slot_fallbacks,
+        "counted": _counted(sum(counters.dispatches.values()), counters.launches, counters.planned_bytes),
+    }
+
+
+def _counted(dispatches: int, launches: int, planned_bytes: int) -> dict[str, float]:
+    """Of a decoded token: adapter calls, kernel launches, and bytes as planned; the prompt's step among them."""
+    steps = COUNTED.tokens + 1
+    return {
+        "dispatches": round(dispatches / steps, 2),
+        "launches": round(launches / steps, 2),
+        "planned_bytes": round(planned_bytes / steps),
     }
 
 

@@ -10,8 +10,8 @@ from treadle.cli.options import positive
 
 NOTES = """\
 Both commits are built beside the repository (build/compare) and measured in turns, side by side; a point is decided
-once the interval of its median ratio lies on one side of the budget. Exit code 0: all within budget; 1: something is
-beyond it; 3: nothing is beyond it, but noise left something undecided."""
+once the interval of its median ratio lies on one side of its budget (governance/benchmarks.toml). Exit code 0: all is
+within budget; 1: something is beyond it; 3: nothing is beyond it, but noise left something undecided."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,15 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     import msgspec
 
-    from treadle.bench.compare import Budgets, compare, table
+    from treadle.bench.compare import compare, table
     from treadle.bench.judge import CONFIDENCE, Verdict
+    from treadle.bench.matrix import read_matrix
     from treadle.bench.measure import room
     from treadle.bench.sides import Side, built, root_of
+    from treadle.governance.sources import FOLDER
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
     root = root_of(Path.cwd())
+    budgets = read_matrix(root / FOLDER).budgets
     points = choose_points(options.points, options.lengths, options.depths, options.batches)
     sources = [built(root, commit, say) for commit in (options.base, options.head)]
     sides: list[Side] = []
@@ -48,7 +51,7 @@ def execute(options: argparse.Namespace) -> int:
         for name, source in zip(("BASE", "HEAD"), sources, strict=True):
             sides.append(Side(name, source, options.model, options.threads or 0, options.numerics, room(points)))
         base, head = sides
-        found = compare(base, head, points, Budgets(), max_turns=options.max_turns, say=say)
+        found = compare(base, head, points, budgets, max_turns=options.max_turns, say=say)
     finally:
         for side in sides:
             side.close()

@@ -28,6 +28,7 @@ COMMANDS = {
     "parity": "compare every family's logits with transformers'",
     "gate": "prove the decisions the project is built on, and sign its phases",
     "bench": "measure tokens a second and the share of the machine's limit",
+    "bench matrix": "measure the models that speed is judged by, and keep a record",
     "bench compare": "judge whether one commit is slower than another",
 }
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -53,7 +53,17 @@ class Signature(Record, frozen=True, tag="signature"):
     evidence: list[str]
 
 
-Entry = Evidence | Signature
+class Benchmark(Record, frozen=True, tag="benchmark"):
+    """A model was measured. `plan`: the hash of its plan; `report`: all of it."""
+
+    model: str
+    plan: str
+    machine: str
+    isa: str
+    report: dict[str, Any]
+
+
+Entry = Evidence | Signature | Benchmark
 
 
 class Ledger:

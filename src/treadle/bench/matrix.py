@@ -1,0 +1,81 @@
+"""The benchmark matrix: the models and points that speed is judged by, and the budgets; read from the checkout."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from treadle.bench.compare import Budgets
+from treadle.bench.points import Point, choose_points
+from treadle.bench.report import run_bench
+from treadle.errors import InvalidFile, InvalidRequest
+
+FILE: Final = "benchmarks.toml"
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`kind`: what it stands for. `load`: whether fresh processes are started too."""
+
+    name: str
+    kind: str
+    lengths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    load: bool = False
+
+    def points(self) -> tuple[Point, ...]:
+        return choose_points(("prefill", "decode", "batch"), self.lengths, self.depths, self.batches)
+
+
+class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    budgets: Budgets
+    model: list[Model]
+
+
+def read_matrix(folder: Path) -> Matrix:
+    """Of a governance folder. Raises InvalidFile."""
+    path = folder / FILE
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Matrix)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidFile(f"{path}: {error}") from None
+
+
+def run_matrix(
+    matrix: Matrix,
+    only: Collection[str],
+    *,
+    threads: int | None,
+    numerics: str,
+    repeat: int,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A report of each model, or of those named in `only`. Raises InvalidRequest for a name that is not there."""
+    if unknown := set(only) - {model.name for model in matrix.model}:
+        raise InvalidRequest(
+            f"{min(unknown)!r} is not in the matrix: {', '.join(model.name for model in matrix.model)}"
+        )
+    reports = []
+    for model in matrix.model:
+        if only and model.name not in only:
+            continue
+
+        def told(text: str, name: str = model.name) -> None:
+            say(f"{name}: {text}")
+
+        report = run_bench(
+            model.name,
+            model.points(),
+            load=model.load,
+            threads=threads,
+            numerics=numerics,
+            repeat=repeat,
+            quantize=None,
+            say=told,
+        )
+        reports.append({"kind": model.kind, **report})
+    return reports

@@ -1,0 +1,56 @@
+"""``treadle bench matrix``: the models that speed is judged by, and a record of what was measured."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from treadle.cli.options import positive
+
+NOTES = """\
+Models, points and budgets are those of governance/benchmarks.toml in the checkout around the current folder.
+--record adds one line for each model to governance/benchmarks.jsonl: the commit, the plan's hash, the machine, and the
+report; records are chained as those of `treadle gate` are."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = NOTES
+    parser.add_argument("--only", action="append", default=[], metavar="MODEL", help="may be repeated")
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
+    parser.add_argument("--numerics", default="fast", help="default: %(default)s")
+    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help="keep what was measured")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+
+
+def execute(options: argparse.Namespace) -> int:
+    from treadle.bench.matrix import read_matrix, run_matrix
+    from treadle.bench.report import table
+    from treadle.governance.benchmarks import record
+    from treadle.governance.sources import Checkout
+
+    checkout = Checkout.around(Path.cwd())
+    if options.record:
+        checkout.tree(["src", "native"])  # refuses what is not committed before anything is measured
+
+    def say(text: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    matrix = read_matrix(checkout.folder)
+    try:
+        reports = run_matrix(
+            matrix, options.only, threads=options.threads, numerics=options.numerics, repeat=options.repeat, say=say
+        )
+    finally:
+        say("")
+    if options.record:
+        for report in reports:
+            record(checkout, report)
+    if options.json:
+        print(json.dumps({"models": reports}))
+    else:
+        print("\n\n".join(table(report) for report in reports))
+    return 0

@@ -1,0 +1,105 @@
+"""The benchmark matrix: what its file may say, what is run of it, and the records that it leaves."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from treadle.bench.matrix import read_matrix, run_matrix
+from treadle.cli.main import main
+from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
+from treadle.governance.ledger import Benchmark, Ledger
+
+BUDGETS = "[budgets]\nprefill = 0.03\ndecode = 0.02\np95 = 0.05\nmemory = 0.01\ndispatches = 0.1\nfallbacks = 0\n"
+TINY = (
+    BUDGETS
+    + """
+[[model]]
+name = "synthetic:llama:tiny:q8_0"
+kind = "small"
+lengths = [8]
+depths = [8]
+batches = [2]
+"""
+)
+
+
+def git(root, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name, text in (
+        ("governance/phases.toml", "phase = []\n"),
+        ("governance/benchmarks.toml", TINY),
+        ("src/a", "a"),
+        ("native/b", "b"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "x")
+    return tmp_path
+
+
+def test_what_is_measured_is_recorded(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    assert main(["bench", "matrix", "--record", "--repeat", "1", "--threads", "1", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)["models"]
+    assert [point["name"] for point in report["points"]] == ["prefill", "decode", "decode"]
+    assert report["counted"]["launches"] == 1 and report["counted"]["dispatches"] >= 3
+    assert report["counted"]["planned_bytes"] > 0 and report["per_slot_fallbacks"] == 0
+    (kept,) = Ledger(checkout / "governance" / "benchmarks.jsonl").records
+    assert isinstance(kept, Benchmark)
+    assert (kept.model, kept.plan, kept.report["points"]) == (report["model"], report["plan"], report["points"])
+    assert len(kept.plan) == 64 and len(kept.commit) == 40
+
+
+def test_sources_that_are_not_committed_are_not_recorded(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    (checkout / "src" / "a").write_text("other")
+    assert main(["bench", "matrix", "--record"]) == 1
+    assert "src/a: has changes that are not committed" in capsys.readouterr().err
+    assert not (checkout / "governance" / "benchmarks.jsonl").exists()
+
+
+def test_an_edited_record_is_refused(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    assert main(["bench", "matrix", "--record", "--repeat", "1", "--threads", "1"]) == 0
+    path = checkout / "governance" / "benchmarks.jsonl"
+    path.write_text(path.read_text().replace('"tok_s":', '"tok_s":9', 1))
+    with pytest.raises(InvalidRecord, match=r"benchmarks.jsonl:1: altered"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[", BUDGETS, TINY.replace("decode = 0.02\n", ""), TINY.replace("kind", "kinds"), TINY.replace("[8]", '"8"')],
+)
+def test_a_bad_matrix_is_named(text, checkout):
+    (checkout / "governance" / "benchmarks.toml").write_text(text)
+    with pytest.raises(InvalidFile, match=r"benchmarks.toml"):
+        read_matrix(checkout / "governance")
+
+
+def test_only_some_models(checkout):
+    matrix = read_matrix(checkout / "governance")
+    with pytest.raises(InvalidRequest, match="'gpt5' is not in the matrix: synthetic:llama:tiny:q8_0"):
+        run_matrix(matrix, ["gpt5"], threads=1, numerics="fast", repeat=1, say=lambda text: None)
+
+
+def test_the_projects_own_matrix_can_be_described():
+    """Every model is one that this release knows; its points fit its positions."""
+    from treadle.inference.engine import EngineOptions, describe
+
+    matrix = read_matrix(Path(__file__).parents[2] / "governance")
+    assert matrix.budgets.fallbacks == 0 < matrix.budgets.decode < matrix.budgets.prefill
+    for model in matrix.model:
+        if model.name.startswith("synthetic:"):
+            positions = describe(model.name, EngineOptions()).plans.facts.max_positions
+            assert max(point.length for point in model.points()) <= positions
