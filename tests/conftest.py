@@ -42,3 +42,11 @@ def smollm2() -> Path:
     from treadle.formats import hub
 
     return hub.pull("smollm2").path
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 (safetensors), pulled as `treadle pull minilm` does."""
+    from treadle.formats import hub
+
+    return hub.pull("minilm").path

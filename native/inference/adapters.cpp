@@ -12,6 +12,7 @@ constexpr Opcode kClaimed[] = {
     Opcode::rmsnorm,      Opcode::multihead_attention, Opcode::swiglu,  Opcode::embedding,
     Opcode::residual_add, Opcode::layernorm,           Opcode::lm_head, Opcode::attention_block,
     Opcode::mlp_block,    Opcode::norm_lm_head,        Opcode::moe,     Opcode::moe_block,
+    Opcode::pool,
 };
 
 constexpr std::array<Adapter, 256> make_table() {
@@ -27,6 +28,7 @@ constexpr std::array<Adapter, 256> make_table() {
     set(Opcode::swiglu, {bind_mlp, 1, 1, 1, 6, 1});
     set(Opcode::moe, {bind_moe, 1, 1, 1, 13, 1});
     set(Opcode::lm_head, {bind_lm_head, 1, 1, 1, 2, 1});
+    set(Opcode::pool, {bind_pool, 1, 1, 1, 6, 1});
     set(Opcode::attention_block, {bind_attention, 2, 2, 1, 16, 3});
     set(Opcode::mlp_block, {bind_mlp, 2, 2, 1, 8, 3});
     set(Opcode::moe_block, {bind_moe, 2, 2, 1, 15, 3});

@@ -27,6 +27,7 @@ std::unique_ptr<Op> bind_residual_add(const Instruction&, const BindContext&, Ro
 std::unique_ptr<Op> bind_attention(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_mlp(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_moe(const Instruction&, const BindContext&, RopeTables&);
+std::unique_ptr<Op> bind_pool(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_lm_head(const Instruction&, const BindContext&, RopeTables&);
 
 }  // namespace treadle::inference

@@ -111,6 +111,7 @@ struct Step {
     const int32_t* state_slots = nullptr;   // [batch]
     const int32_t* sampled_rows = nullptr;  // [sampled]
     const contract::Sampling* sampling = nullptr;
+    const int32_t* slot_row = nullptr;      // [batch] first row of each slot
     const int32_t* row_slot = nullptr;      // [rows] index into the batch
     const int32_t* row_position = nullptr;  // [rows]
     std::span<const RowBlock> blocks;       // all rows, cut into blocks; those that see the most first

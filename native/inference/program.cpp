@@ -34,6 +34,7 @@ Program::Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool 
     Carver measure(nullptr);
     ropes_.place(measure, limits.max_rows);
     workspace_bytes_ = measure.used() + shared_bytes_ + thread_bytes_ * pool_->threads();
+    slot_row_.resize(static_cast<size_t>(limits.max_batch));
     row_slot_.resize(static_cast<size_t>(limits.max_rows));
     row_position_.resize(static_cast<size_t>(limits.max_rows));
     blocks_.reserve(static_cast<size_t>(limits.max_rows));
@@ -70,6 +71,7 @@ Step Program::prepare(const contract::ExecutionContext& c) {
             throw StepError("slot " + std::to_string(i) + ": " + std::to_string(query) +
                             " rows at position " + std::to_string(position) + " exceed the program's limits");
         }
+        slot_row_[i] = static_cast<int32_t>(step.rows);
         for (int64_t r = 0; r < query; ++r) {
             row_slot_[step.rows + r] = static_cast<int32_t>(i);
             row_position_[step.rows + r] = static_cast<int32_t>(position + r);
@@ -96,6 +98,7 @@ Step Program::prepare(const contract::ExecutionContext& c) {
     step.state_slots = c.state_slots.data();
     step.sampled_rows = c.sampled_rows.data();
     step.sampling = c.sampling;
+    step.slot_row = slot_row_.data();
     step.row_slot = row_slot_.data();
     step.row_position = row_position_.data();
     step.blocks = blocks_;

@@ -49,7 +49,7 @@ class Program {
     std::byte* workspace_ = nullptr;
     std::byte* shared_ = nullptr;
 
-    std::vector<int32_t> row_slot_, row_position_;
+    std::vector<int32_t> slot_row_, row_slot_, row_position_;
     std::vector<RowBlock> blocks_;
     Handouts handouts_;
     std::atomic<bool> cancelled_{false};

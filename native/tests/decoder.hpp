@@ -1,4 +1,4 @@
-// A random decoder of any small shape bound to the native core, and the memory that its steps need. For tests, the
+// A random decoder or encoder of any small shape bound to the native core, and the memory that its steps need. For tests, the
 // stress program and the thread benchmark.
 #pragma once
 
@@ -21,6 +21,7 @@ using namespace inference;
 struct Shape {
     int64_t hidden = 64, heads = 4, kv_heads = 2, head_dim = 16, inner = 96, vocab = 50, layers = 2;
     int64_t page_tokens = 16;
+    bool causal = true;  // else it keeps no state and pools each slot's rows
     contract::StepLimits limits{
         .max_rows = 128, .max_batch = 8, .max_sampled = 128, .max_seq_len = 640, .state_pages = 180};
 
@@ -60,7 +61,7 @@ ParamBlock block(const T& params) {
 // A decoder's random weights and its instructions.
 class Model {
   public:
-    Model(const Shape& shape, DType type) : shape_(shape), type_(type) {
+    Model(const Shape& shape, DType type, DType kv = DType::f32) : shape_(shape), type_(type), kv_(kv) {
         table_ = matrix(shape_.vocab, shape_.hidden);
         inv_freq_ = vector(shape_.head_dim / 2);
         for (int i = 0; i < shape_.layers; ++i) {
@@ -71,6 +72,7 @@ class Model {
                                matrix(inner, hidden), matrix(hidden, inner)});
         }
         norm_ = vector(shape_.hidden);
+        pool_ = {matrix(32, shape_.hidden), vector(32), vector(32), {}, matrix(shape_.inner, 32), {}};
     }
 
     const Shape& shape() const { return shape_; }
@@ -92,6 +94,15 @@ class Model {
             const Register end = reg(i == shape_.layers - 1 ? 11 : i % 2 ? 7 : 3, shape_.hidden);
             add_layer(out, memory, fused, i, x, middle, end);
             x = end;
+        }
+        if (!shape_.causal) {
+            const contract::PoolParams pool{.out_dim = static_cast<uint32_t>(shape_.inner),
+                                            .normalise = 1,
+                                            .head_activation = 5,
+                                            .norm_eps = 1e-5f,
+                                            .out_activation = 7};
+            out.push_back({12, {x}, {reg(11, shape_.inner)}, pool_, {block(pool)}, {}});
+            return out;
         }
         const ParamBlock norm = block(contract::RMSNormParams{.eps = 1e-5f});
         const ParamBlock head = block(contract::LMHeadParams{.vocab = vocab, .scale = 1.0f});
@@ -117,13 +128,15 @@ class Model {
                                     .head_dim = static_cast<uint32_t>(shape_.head_dim),
                                     .v_head_dim = static_cast<uint32_t>(shape_.head_dim),
                                     .scale = 0.25f,
-                                    .causal = 1};
-        a.window = i % 2 ? 100 : 0;
+                                    .causal = shape_.causal};
+        a.window = i % 2 ? (shape_.causal ? 100 : 20) : 0;
         a.rotary_dim = static_cast<uint32_t>(shape_.head_dim);
         a.rope_scale = 1.0f;
+        a.kv_dtype = static_cast<uint32_t>(kv_);
         const std::vector<Weight> attention{l.q, l.k, l.v, l.o, {}, {},        {},
                                             {},  {},  {},  {},  {}, inv_freq_, {}};
-        const State state{memory.states[i].data(), shape_.page_bytes(), shape_.page_tokens};
+        const State kept{memory.states[i].data(), shape_.page_bytes(), shape_.page_tokens};
+        const State state = shape_.causal ? kept : State{};
         add_block(out, memory, fused, {1, 128}, x, middle, attention, l.attention_norm, block(a), state);
         const std::vector<Weight> mlp{l.gate, l.up, l.down, {}, {}, {}};
         const contract::SwiGLUParams p{.intermediate = static_cast<uint32_t>(shape_.inner), .gated = 1};
@@ -183,10 +196,11 @@ class Model {
     }
 
     Shape shape_;
-    DType type_;
+    DType type_, kv_;
     std::mt19937 random_{7};
     std::vector<Buffer> memory_;
     Weight table_, inv_freq_, norm_;
+    std::vector<Weight> pool_;
     std::vector<Layer> layers_;
 };
 
@@ -209,7 +223,7 @@ struct Runner {
     Runner(const Model& m, int threads, bool fused, bool exact)
         : Runner(m, std::make_shared<ThreadPool>(threads), fused, exact) {}
 
-    // Runs a step that samples every row; slot s owns pages from 20 s on, in reverse order: 20, and slot 7 has 40.
+    // Runs a step; returns every row's logits, or every slot's vector. Slot s owns pages from 20 s on, in reverse order: 20, and slot 7 has 40.
     std::vector<float> step(const std::vector<Part>& parts) {
         std::vector<int32_t> query, positions, table, slots, sampled;
         int64_t rows = 0;
@@ -230,7 +244,9 @@ struct Runner {
                                           0,     nullptr, nullptr,       nullptr};
         finished = program.run(
             {query, positions, table, 40, slots, sampled, asked.empty() ? nullptr : &sampling}, &counters);
-        return {memory.logits(), memory.logits() + rows * model.shape().vocab};
+        const Shape& shape = model.shape();
+        const int64_t values = shape.causal ? rows * shape.vocab : std::ssize(parts) * shape.inner;
+        return {memory.logits(), memory.logits() + values};
     }
 
     const Model& model;

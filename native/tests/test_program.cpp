@@ -182,6 +182,41 @@ void test_bind_errors() {
     CHECK(bind([](auto& list) { list[3].inputs.pop_back(); }));
 }
 
+// Vectors of whole sequences are the same bits alone and in any company, on any number of threads; NaN in the workspace
+// changes nothing.
+void test_encoder(DType type, DType kv) {
+    Shape shape;
+    shape.causal = false;
+    shape.limits = {
+        .max_rows = 300, .max_batch = 6, .max_sampled = 300, .max_seq_len = 200, .state_pages = 0};
+    Model model(shape, type, kv);
+    const std::vector<int64_t> lengths{200, 3, 33, 64};
+    for (const bool exact : {false, true}) {
+        std::vector<float> expected;
+        for (const int threads : {1, 2, 3}) {
+            for (const bool fused : {false, true}) {
+                Runner runner(model, threads, fused, exact);
+                std::memset(runner.workspace.data(), 0xff,
+                            static_cast<size_t>(runner.program.workspace_bytes()));
+                std::vector<float> alone;
+                std::vector<Part> parts;
+                for (const int64_t length : lengths) {
+                    parts.push_back(
+                        {static_cast<int>(parts.size()), 0, text(length, static_cast<int>(length))});
+                    const std::vector<float> one = runner.step({parts.back()});
+                    alone.insert(alone.end(), one.begin(), one.end());
+                }
+                if (expected.empty()) expected = alone;
+                for (const float v : alone) CHECK(std::isfinite(v));
+                CHECK(same(expected, alone));
+                CHECK(same(expected, runner.step(parts)));
+                CHECK(refuses([&] { runner.step({{0, 1, {1, 2}}}); }));
+                CHECK(refuses([&] { runner.step({{0, 0, text(201, 1)}}); }));
+            }
+        }
+    }
+}
+
 void test_cancel() {
     Model model(kShape, DType::q8_0);
     Runner runner(model, 3, true, false);
@@ -210,6 +245,9 @@ int main() {
     for (const int64_t rows : {1, 5, 40, 100}) test_choices(rows);
     test_refusals();
     test_bind_errors();
+    test_encoder(DType::f32, DType::f32);
+    test_encoder(DType::q8_0, DType::bf16);
+    test_encoder(DType::q8_0, DType::f16);
     test_cancel();
     return report("program");
 }

@@ -102,6 +102,32 @@ def test_embedding_sums_its_tables():
     for i in range(3):
         close(found[i], 2.0 * table[ids[i]] + positions[rows[i]] + types[kinds[i]])
     close(ops.embedding(ids, table), table[[3, 9, 3]])
+    close(ops.embedding(ids, table, type_table=types), table[[3, 9, 3]] + types[0])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_pool_head(dense, norm):
+    x, linear = normal(60, 5, 8), torch.nn.functional.linear
+    w = {"dense": normal(61, 6, 8), "dense_bias": normal(62, 6)} if dense else {}
+    width = 6 if dense else 8
+    head, head_bias = normal(63, 3, width), normal(64, 3)
+    n = {"norm": normal(65, width), "norm_bias": normal(66, width)} if norm else {}
+    y = torch.tanh(linear(tensor(x), tensor(w["dense"]), tensor(w["dense_bias"])) if dense else tensor(x))
+    if norm:
+        y = torch.nn.functional.layer_norm(y, (width,), tensor(n["norm"]), tensor(n["norm_bias"]), 1e-5)
+    expected = torch.sigmoid(linear(y, tensor(head), tensor(head_bias)))
+    found = ops.pool_head(
+        x, **w, **n, norm_eps=1e-5, head=head, head_bias=head_bias, head_activation=ops.tanh, out_activation=ops.sigmoid
+    )
+    close(found, expected)
+
+
+def test_pooled_rows():
+    x = normal(67, 7, 6) * 3
+    close(ops.mean_row(x), tensor(x).mean(0))
+    x[2] = 0
+    close(ops.pool_head(x, normalise=True), torch.nn.functional.normalize(tensor(x), dim=1))
 
 
 def test_residual_add():

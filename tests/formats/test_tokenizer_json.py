@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import encoders
 from tests.formats.test_tokenizer_gguf import TEXTS
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -208,3 +209,28 @@ def test_bad_end_ids(config: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(config)
     with pytest.raises(InvalidFile, match=r"generation_config\.json"):
         Tokenizer.from_file(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [None, 5, 9, 30])
+@pytest.mark.parametrize("second", [None, "the sea is wide", "a"])
+def test_typed_pairs_as_transformers(second: str | None, limit: int | None, tmp_path: Path) -> None:
+    """The truncation and padding that the file brings are not used; our own cuts as transformers does."""
+    encoders.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.from_file(tmp_path)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), model_max_length=10**6)
+    texts = ("where is the sea?", second) if second else ("where is the sea?",)
+    cut = {"truncation": "longest_first", "max_length": limit} if limit else {"truncation": False}
+    expected = theirs(*texts, padding=False, return_token_type_ids=True, **cut)
+    assert ours.encode_typed(texts[0], second, limit) == (expected["input_ids"], expected["token_type_ids"])
+    assert ours.encode(texts[0]) == theirs(texts[0], truncation=False, padding=False)["input_ids"]
+
+
+@pytest.mark.parametrize(("second", "limit"), [(None, 2), ("a", 3)])
+def test_a_limit_without_room_is_refused(second: str | None, limit: int, tmp_path: Path) -> None:
+    encoders.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(tmp_path)
+    with pytest.raises(InvalidRequest, match=f"limit of {limit} tokens"):
+        tokenizer.encode_typed("the sea", second, limit)
+    with pytest.raises(InvalidRequest, match="lone surrogate"):
+        tokenizer.encode_typed("a", "\ud800")
+    assert len(tokenizer.encode_typed("the sea", second)[0]) > limit

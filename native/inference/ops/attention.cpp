@@ -5,7 +5,9 @@
 //                                                             whole projections in a phase of their own)
 //   3 attention of each (row block, kv head)                4 output product with bias and residual
 // Where every (slot, kv head) is one item, 2 and 3 are done by the same thread without a barrier between.
+// An op without state keeps the keys and values of the step's rows in pages of its workspace.
 #include <cmath>
+#include <numeric>
 
 #include "inference/adapters.hpp"
 #include "inference/linear.hpp"
@@ -17,6 +19,9 @@ using contract::QKNorm;
 
 // Up to this many rows a long sequence's keys are split among the threads.
 constexpr int64_t kSplitRows = 8;
+
+// Positions in a page of the workspace.
+constexpr int64_t kOwnPage = 64;
 
 enum WeightIndex {
     kQ,
@@ -64,6 +69,7 @@ class AttentionOp final : public Op {
     }
 
     void check(const Step& step) const override {
+        if (!state_.data) return check_whole(step);
         for (int64_t i = 0; i < step.batch; ++i) {
             const int64_t length = step.positions[i] + step.query_lens[i];
             const int64_t used = (length + state_.page_tokens - 1) / state_.page_tokens;
@@ -109,15 +115,19 @@ class AttentionOp final : public Op {
             int64_t seen = step.positions[i] + step.query_lens[i];
             if (attention_.left != compute::kUnbounded)
                 seen = std::min(seen, attention_.left + step.query_lens[i]);
-            bytes += seen * state_.page_bytes / state_.page_tokens;
+            if (state_.data) bytes += seen * state_.page_bytes / state_.page_tokens;
         }
         return bytes;
     }
 
   private:
+    struct SlotPages {
+        std::byte* arena;
+        const int32_t* table;
+    };
     struct Pieces {
         float *q, *k, *v, *gate, *attended, *parts;
-        std::byte *input_team, *output_team, *input_own, *output_own, *attend, *matmul;
+        std::byte *pages, *input_team, *output_team, *input_own, *output_own, *attend, *matmul;
     };
 
     void bind_params(const contract::AttentionParams& p) {
@@ -125,12 +135,20 @@ class AttentionOp final : public Op {
         expect(p.num_kv_heads != 0 && p.num_heads % p.num_kv_heads == 0,
                "attention: heads are not a multiple of kv heads");
         const auto type = static_cast<compute::DType>(p.kv_dtype);
-        expect(state_.data != nullptr, "attention without a KV state is not supported by this backend");
+        expect((state_.data != nullptr) == (p.causal != 0),
+               "attention: a KV state goes with causal attention");
         expect(compute::kv_storable(type, p.head_dim, p.v_head_dim),
                "attention: keys of " + std::to_string(p.head_dim) + " and values of " +
                    std::to_string(p.v_head_dim) + " elements cannot be kept in type " +
                    std::to_string(p.kv_dtype));
+        if (!state_.data) {
+            const contract::StepLimits& limits = context_.limits;
+            own_pages_.resize(static_cast<size_t>(limits.max_rows / kOwnPage + limits.max_batch));
+            std::iota(own_pages_.begin(), own_pages_.end(), 0);
+            state_.page_tokens = kOwnPage;
+        }
         attention_.kv = {type, p.num_kv_heads, p.head_dim, p.v_head_dim, state_.page_tokens};
+        if (!state_.data) state_.page_bytes = compute::kv_page_bytes(attention_.kv);
         expect(state_.page_tokens == 16 || state_.page_tokens == 32 || state_.page_tokens == 64,
                "attention: KV pages of " + std::to_string(state_.page_tokens) +
                    " tokens; this backend takes 16, 32, 64");
@@ -180,8 +198,10 @@ class AttentionOp final : public Op {
         p.gate = team.take<float>(rows * gate_.rows);
         p.attended = team.take<float>(rows * o_.cols);
         const int64_t splits = (context_.limits.max_seq_len + compute::kSplit - 1) / compute::kSplit;
-        p.parts = team.take<float>(kSplitRows * params_.num_heads * splits *
+        const int64_t split_rows = state_.data ? kSplitRows : 0;  // without state few rows are short
+        p.parts = team.take<float>(split_rows * params_.num_heads * splits *
                                    compute::attend_part_floats(attention_));
+        p.pages = team.take<std::byte>(std::ssize(own_pages_) * state_.page_bytes);
         const Needs in = input_.needs(), out = output_.needs();
         p.input_team = team.take<std::byte>(in.shared);
         p.output_team = team.take<std::byte>(out.shared);
@@ -293,9 +313,9 @@ class AttentionOp final : public Op {
         shape_head(k, step, row, key + kv_head * params_.head_dim, k_norm_, kv_head);
         clip(value + kv_head * params_.v_head_dim, params_.v_head_dim);
         const int64_t slot = step.row_slot[row], position = step.row_position[row];
-        const int64_t page = step.page_table[slot * step.pages + position / state_.page_tokens];
-        k.kv_write(attention_.kv, state_.data + page * state_.page_bytes, position % state_.page_tokens,
-                   kv_head, kv_head + 1, key, value);
+        const SlotPages pages = pages_of(step, p, slot);
+        std::byte* page = pages.arena + pages.table[position / state_.page_tokens] * state_.page_bytes;
+        k.kv_write(attention_.kv, page, position % state_.page_tokens, kv_head, kv_head + 1, key, value);
     }
 
     void shape_head(const Kernels& k, const Step& step, int64_t row, float* head, const float* gain,
@@ -326,6 +346,7 @@ class AttentionOp final : public Op {
 
     compute::AttendRows rows_of(const Step& step, const Pieces& p, const RowBlock& block) const {
         const int64_t slot = block.slot;
+        const SlotPages pages = pages_of(step, p, slot);
         return {.q = p.q + block.first_row * q_.rows,
                 .ldq = q_.rows,
                 .out = p.attended + block.first_row * o_.cols,
@@ -333,8 +354,15 @@ class AttentionOp final : public Op {
                 .rows = block.rows,
                 .position = block.position,
                 .kv_len = step.positions[slot] + step.query_lens[slot],
-                .arena = state_.data,
-                .pages = step.page_table + slot * step.pages};
+                .arena = pages.arena,
+                .pages = pages.table};
+    }
+
+    // Where a slot's pages are. Those in the workspace follow each other; a slot whose first row is s begins at page
+    // s / kOwnPage + slot, past what any number of rows before it can fill.
+    SlotPages pages_of(const Step& step, const Pieces& p, int64_t slot) const {
+        if (state_.data) return {state_.data, step.page_table + slot * step.pages};
+        return {p.pages, own_pages_.data() + step.slot_row[slot] / kOwnPage + slot};
     }
 
     // The output gate of one group of heads.
@@ -348,10 +376,19 @@ class AttentionOp final : public Op {
         }
     }
 
+    // Without state a step must bring all rows of its slots.
+    static void check_whole(const Step& step) {
+        for (int64_t i = 0; i < step.batch; ++i)
+            if (step.positions[i] != 0)
+                throw StepError("attention without state: slot " + std::to_string(i) +
+                                " begins at position " + std::to_string(step.positions[i]) + ", expected 0");
+    }
+
     BindContext context_;
     contract::AttentionParams params_{};
     compute::Attention attention_{};
-    State state_;
+    State state_;                     // data is null without state
+    std::vector<int32_t> own_pages_;  // 0, 1, ...: pages of the workspace
     Register x_, y_, residual_;
     float residual_scale_ = 1.0f;
     int64_t group_ = 1;

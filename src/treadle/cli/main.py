@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": "answer one prompt",
     "chat": "talk with a model in the terminal",
+    "embed": "turn texts into vectors",
+    "rerank": "score documents by how well they answer a query",
     "pull": "fetch a model into the cache",
     "models": "list the models in the cache and those that can be pulled",
     "cache": "list or delete the packed weights that starts have kept",

@@ -18,7 +18,7 @@ def execute(options: argparse.Namespace) -> int:
             "name": name,
             "description": known.description,
             "licence": known.licence,
-            "bytes": known.file_bytes,
+            "bytes": known.nbytes,
             "cached": name in cached,
             "path": str(cached[name].path) if name in cached else None,
         }
@@ -30,7 +30,7 @@ def execute(options: argparse.Namespace) -> int:
     width = max(len(str(row["name"])) for row in rows)
     for row in rows:
         where = row["path"] or f"not fetched: treadle pull {row['name']}"
-        size = human_bytes(hub.KNOWN_MODELS[str(row["name"])].file_bytes)
+        size = human_bytes(hub.KNOWN_MODELS[str(row["name"])].nbytes)
         print(f"{row['name']:{width}}  {size:>9}  {row['licence']}  {row['description']}\n{'':{width}}  {where}")
     print("\nA path to a .gguf file, a folder with config.json and safetensors, or a hub id works too.")
     return 0

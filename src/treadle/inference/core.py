@@ -36,11 +36,11 @@ class TextCodec(Protocol):
 
 
 class Runner(Protocol):
-    """What the loop needs of the executor."""
+    """What the loop, and encoding, need of the executor."""
 
     @property
     def limits(self) -> StepLimits: ...
-    def run(self, context: ExecutionContext, sampling: Sampling) -> tuple[F32, ...]: ...
+    def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[F32, ...]: ...
     def cancel(self) -> None: ...
 
 

@@ -33,6 +33,7 @@ from treadle.inference.backends import BackendOptions, Numerics, create
 from treadle.inference.backends.base import Backend
 from treadle.inference.core import EngineCore
 from treadle.inference.cost import StepCost, step_cost
+from treadle.inference.encoder import Encoder, Tokens
 from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, lay_out
 from treadle.inference.inspection import Inspector
 from treadle.inference.memory import available_bytes
@@ -76,6 +77,8 @@ __all__ = [
 
 DEFAULT_MAX_MODEL_LEN: Final = 8192
 DEFAULT_STATE_TOKENS: Final = 16384
+DEFAULT_SEQUENCES: Final = 8
+DEFAULT_ENCODED: Final = 64
 KV_DTYPES: Final[Mapping[str, DType]] = {
     "f32": DType.F32,
     "f16": DType.F16,
@@ -94,10 +97,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     numerics: Numerics = "fast"
     max_model_len: int | None = None
     """Tokens of the longest sequence. None: the model's own limit, at most 8192."""
-    max_num_seqs: int = 8
-    """Sequences in one step."""
+    max_num_seqs: int | None = None
+    """Sequences in one step. None: 8, or 64 of an encoder."""
     max_num_batched_tokens: int = 512
-    """Rows of one step; longer prompts are fed in chunks."""
+    """Rows of one step; longer prompts are fed in chunks. An encoder's step holds the longest sequence whatever this
+    says."""
     kv_dtype: str | None = None
     """f32, f16, bf16 or q8_0. None: f16 where numerics is fast, f32 where it is exact."""
     max_num_logits: int | None = None
@@ -124,8 +128,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidRequest(f"quantize must be one of {', '.join(QUANTISED_TYPES)}, found {self.quantize!r}")
         for name in ("max_num_batched_tokens", "max_num_logits"):
             value = getattr(self, name)
-            if value is not None and value < self.max_num_seqs:
-                raise InvalidRequest(f"{name} ({value}) must be at least max_num_seqs ({self.max_num_seqs})")
+            if value is not None and value < self._sequences:
+                raise InvalidRequest(f"{name} ({value}) must be at least max_num_seqs ({self._sequences})")
+
+    @property
+    def _sequences(self) -> int:
+        return self.max_num_seqs or DEFAULT_SEQUENCES
 
     @property
     def compile_options(self) -> CompileOptions:
@@ -138,11 +146,15 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         length = self.max_model_len or min(longest, DEFAULT_MAX_MODEL_LEN)
         if length > longest:
             raise InvalidRequest(f"max_model_len ({length}) exceeds the model's {longest} positions")
-        tokens = self.state_tokens or max(length, min(self.max_num_seqs * length, DEFAULT_STATE_TOKENS))
+        if plans.encode is not None:
+            rows = max(self.max_num_batched_tokens, length)
+            batch = self.max_num_seqs or min(DEFAULT_ENCODED, rows)
+            return StepLimits(max_rows=rows, max_batch=batch, max_sampled=1, max_seq_len=length, state_pages=0)
+        tokens = self.state_tokens or max(length, min(self._sequences * length, DEFAULT_STATE_TOKENS))
         return StepLimits(
             max_rows=self.max_num_batched_tokens,
-            max_batch=self.max_num_seqs,
-            max_sampled=self.max_num_logits or self.max_num_seqs,
+            max_batch=self._sequences,
+            max_sampled=self.max_num_logits or self._sequences,
             max_seq_len=length,
             state_pages=-(-tokens // page_tokens),
         )
@@ -243,15 +255,20 @@ class Text:
             raise InvalidRequest("messages: this model has no chat template")
         return self.template.render(messages)
 
+    def encode_whole(self, text: str, second: str | None, limit: int | None) -> Tokens:
+        """A text, or a pair, with what the model expects around it; cut to `limit` tokens where that is given."""
+        return Tokens(*self.tokenizer.encode_typed(text, second, limit))
+
     def encode_rendered(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt, add_special=False)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded model. `core` takes requests and steps; `text` is None where the checkpoint has no tokenizer."""
+    """A loaded model: a `generator` of text or an `encoder`. `text` is None where the checkpoint has no tokenizer."""
 
-    core: EngineCore
+    generator: EngineCore | None
+    encoder: Encoder | None
     text: Text | None
     plans: ModelPlans
     read_info: Callable[[], EngineInfo]
@@ -260,6 +277,30 @@ class Engine:
     cost: StepCost
     place: Place | None
     """The model's place in the weight cache; to be finished when the engine is done."""
+
+    @property
+    def core(self) -> EngineCore:
+        """The generator, which takes requests and steps. Raises InvalidRequest for an encoder."""
+        if self.generator is None:
+            raise InvalidRequest(
+                f"{self.plans.facts.model_type} is an encoder, which generates no text; "
+                "use LLM.embed or LLM.rerank (treadle embed, treadle rerank)"
+            )
+        return self.generator
+
+    @property
+    def embedder(self) -> Encoder:
+        """The encoder. Raises InvalidRequest for a model without one."""
+        if self.encoder is None:
+            raise InvalidRequest(
+                f"{self.plans.facts.model_type} generates text and pools nothing; "
+                "embeddings and scores need an encoder, such as minilm"
+            )
+        return self.encoder
+
+    def cancel(self) -> None:
+        """From another thread: the running step raises Cancelled soon."""
+        (self.generator or self.embedder).cancel()
 
     @cached_property
     def info(self) -> EngineInfo:
@@ -289,12 +330,18 @@ def load(
     finally:
         checkpoint.close()
     limits = layout.limits
-    pool = StatePool(layout.states, executor.states, limits.state_pages, limits.max_batch, limits.max_seq_len)
     runner = executor if inspector is None else inspector.around(executor)
-    core = EngineCore(runner, pool, plans.facts.vocab_size, None if text_tools is None else text_tools.tokenizer)
+    generator = encoder = None
+    if plans.encode is not None:
+        encoder = Encoder(runner, plans.encode, plans.facts.vocab_size)
+    else:
+        pool = StatePool(layout.states, executor.states, limits.state_pages, limits.max_batch, limits.max_seq_len)
+        codec = None if text_tools is None else text_tools.tokenizer
+        generator = EngineCore(runner, pool, plans.facts.vocab_size, codec)
     load_s = time.monotonic() - began
     return Engine(
-        core=core,
+        generator=generator,
+        encoder=encoder,
         text=text_tools,
         plans=plans,
         read_info=lambda: _info(found, plans, limits, backend, executor.weights_mapped, load_s),

@@ -177,7 +177,9 @@ class Executor:
 
 
 def _programs(plans: ModelPlans) -> tuple[CompiledPlan, ...]:
-    """The programs to bind: prefill, and decode where it is another one."""
+    """The programs to bind: encode, or prefill, and decode where it is another one."""
+    if plans.encode is not None and plans.prefill is None:
+        return (plans.encode,)
     if plans.prefill is None or plans.decode is None:
         raise InvalidPlan("generation needs a prefill and a decode program")
     if _same_program(plans.prefill, plans.decode):
@@ -191,7 +193,8 @@ def _same_program(a: CompiledPlan, b: CompiledPlan) -> bool:
 
 def _by_stage(programs: tuple[CompiledPlan, ...], bound: list[BoundProgram]) -> dict[Stage, BoundProgram]:
     found = {program.stage: runner for program, runner in zip(programs, bound, strict=True)}
-    found.setdefault(Stage.DECODE, found[Stage.PREFILL])
+    if Stage.PREFILL in found:
+        found.setdefault(Stage.DECODE, found[Stage.PREFILL])
     return found
 
 

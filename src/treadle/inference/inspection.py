@@ -99,7 +99,7 @@ class _Shown:
     def limits(self) -> StepLimits:
         return self._runner.limits
 
-    def run(self, context: ExecutionContext, sampling: Sampling) -> tuple[F32, ...]:
+    def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[F32, ...]:
         outputs = self._runner.run(context, sampling)
         self._inspector.take(context.mode, outputs)
         return outputs[:1]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from treadle.errors import Cancelled, InvalidRequest, StateExhausted
 from treadle.inference.backends import Numerics
 from treadle.inference.core import Stats
+from treadle.inference.encoder import Tokens
 from treadle.inference.engine import Engine, EngineInfo, EngineOptions, MemoryQuote, Text, load
 from treadle.inference.executor import Progress
 from treadle.inference.inspection import Inspector
@@ -44,7 +45,7 @@ class LLM:
         threads: int | None = None,
         numerics: Numerics = "fast",
         max_model_len: int | None = None,
-        max_num_seqs: int = 8,
+        max_num_seqs: int | None = None,
         max_num_batched_tokens: int = 512,
         kv_dtype: str | None = None,
         max_num_logits: int | None = None,
@@ -72,7 +73,7 @@ class LLM:
             weight_cache=weight_cache,
         )
         self._loaded: Engine | None = load(model, options, progress, inspector)
-        self._guard = InterruptGuard(self._loaded.core.cancel)
+        self._guard = InterruptGuard(self._loaded.cancel)
 
     # --- work ------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,31 @@ class LLM:
         sinks = [NextTokenScores(tokens, first) for tokens in many]
         self._fill(many, sinks)
         return [sink.logprobs for sink in sinks]
+
+    def embed(self, texts: Prompt | Sequence[Prompt], *, truncate: bool = False) -> NDArray[np.float32]:
+        """Embeddings of the texts, f32 [texts, width], pooled and normalised as the model says. Texts share batches.
+
+        Raises PromptTooLong for a text of more tokens than the model takes; with `truncate` it is cut, as
+        sentence-transformers does. Raises InvalidRequest for a model that makes none. Ctrl-C raises KeyboardInterrupt.
+        """
+        encoder = self._engine.embedder
+        if encoder.labels:
+            raise InvalidRequest("this encoder classifies, it makes no embeddings; use LLM.rerank (treadle rerank)")
+        many = [texts] if isinstance(texts, (str, Mapping)) else list(texts)
+        limit = encoder.max_length if truncate else None
+        return self._encode([self._whole(text, None, limit) for text in many])
+
+    def rerank(self, query: str, documents: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+        """How well each document answers the query, f32 [documents]: the model's score, higher is better.
+
+        Raises as `embed`; InvalidRequest for a model without a single score.
+        """
+        encoder = self._engine.embedder
+        if encoder.labels != 1:
+            found = f"a head of {encoder.labels} labels" if encoder.labels else "no classification head"
+            raise InvalidRequest(f"rerank needs a cross-encoder with one label; this model has {found}")
+        limit = encoder.max_length if truncate else None
+        return self._encode([self._whole(query, document, limit) for document in documents])[:, 0]
 
     def encode_text(self, text: str) -> tuple[list[int], int | None]:
         """Token ids of plain text, in which control tokens are not recognised; and the id that the model expects in
@@ -302,6 +328,25 @@ class LLM:
         finally:
             for request in requests:
                 core.abort(request)
+
+    def _whole(self, prompt: Prompt, second: str | None, limit: int | None) -> Tokens:
+        if isinstance(prompt, str):
+            return self._text.encode_whole(prompt, second, limit)
+        text, ids = self._tokens(prompt)
+        return Tokens(ids) if text is None else self._text.encode_whole(text, second, limit)
+
+    def _encode(self, sequences: list[Tokens]) -> NDArray[np.float32]:
+        encoder = self._engine.embedder
+        found = np.empty((len(sequences), encoder.width), np.float32)
+        with self._guard:
+            try:
+                for begin, vectors in encoder.steps(sequences):
+                    self._guard.check()
+                    found[begin : begin + len(vectors)] = vectors
+            except Cancelled:
+                self._guard.check()
+                raise
+        return found
 
     def _all_logits(self, prompts: list[list[int]], chunk: int | None) -> list[NDArray[np.float32]]:
         sinks = [AllLogits(len(tokens), self._engine.core.vocab_size) for tokens in prompts]

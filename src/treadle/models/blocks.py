@@ -195,10 +195,11 @@ def fused_qkv(params: AttentionParams) -> dict[str, tuple[Transform, ...]]:
 
 
 def fused_gate_up(intermediate: int) -> dict[str, tuple[Transform, ...]]:
-    """Gate and up projection cut out of a tensor that keeps them below one another."""
+    """Gate, up and their biases cut out of tensors that keep the two below one another."""
     return {
-        "gate": (Transform(TransformKind.SLICE_ROWS, (0, intermediate)),),
-        "up": (Transform(TransformKind.SLICE_ROWS, (intermediate, 2 * intermediate)),),
+        slot + suffix: (Transform(TransformKind.SLICE_ROWS, (start, start + intermediate)),)
+        for slot, start in (("gate", 0), ("up", intermediate))
+        for suffix in ("", "_bias")
     }
 
 

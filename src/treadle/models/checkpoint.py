@@ -79,7 +79,7 @@ def read_config(path: str | os.PathLike[str], own: Family | None = None) -> tupl
     values = read_json(path)
     where = Path(path).name
     family = family_of_json(values.get("model_type"), where, own)
-    return family, family.config.read(Keys.of_json(values, where))
+    return family, family.config.read(Keys.of_json(values, where, Path(path).parent))
 
 
 def _open_directory(path: Path, quantisation: Quantisation | None, own: Family | None) -> Checkpoint:

@@ -80,7 +80,7 @@ def compile_model(architecture: Architecture, config_hash: str, options: Compile
     """All programs of a model. Raises UnsupportedModel (the architecture contradicts itself) or InvalidPlan."""
     compiled: dict[Stage, CompiledPlan] = {}
     for program in architecture.programs:
-        plan = compile_program(program, options)
+        plan = msgspec.structs.replace(compile_program(program, options), diagnostics=architecture.notes)
         compiled |= {stage: msgspec.structs.replace(plan, stage=stage) for stage in program.stages}
     plans = ModelPlans(
         facts=architecture.facts,

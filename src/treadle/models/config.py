@@ -12,6 +12,8 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
+from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 import msgspec
@@ -20,6 +22,7 @@ import numpy as np
 from treadle.errors import UnsupportedModel
 from treadle.formats.tensors import TensorInfo
 from treadle.models.known_keys import GGUF_IGNORED, GGUF_ONLY, HF_IGNORED, HF_ONLY
+from treadle.models.sentence import Sentence, read_sentence
 from treadle.plan.ir import Container
 
 REQUIRED: Final = object()
@@ -31,17 +34,24 @@ class Keys:
     """The keys of one config; remembers which were read, so that the rest can be refused by name."""
 
     def __init__(
-        self, container: Container, values: Mapping[str, Any], where: str, tensors: Mapping[str, TensorInfo]
+        self,
+        container: Container,
+        values: Mapping[str, Any],
+        where: str,
+        tensors: Mapping[str, TensorInfo],
+        directory: Path | None = None,
     ) -> None:
         self.container = container
         self.where = where
         self.tensors = tensors
+        self._directory = directory
         self._values = values
         self._read: set[str] = set()
 
     @classmethod
-    def of_json(cls, config: Mapping[str, Any], where: str) -> Self:
-        return cls(Container.SAFETENSORS, config, where, {})
+    def of_json(cls, config: Mapping[str, Any], where: str, directory: Path | None = None) -> Self:
+        """`directory`: where other files of the checkpoint lie."""
+        return cls(Container.SAFETENSORS, config, where, {}, directory)
 
     @classmethod
     def of_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> Self:
@@ -52,6 +62,11 @@ class Keys:
         prefix = f"{metadata['general.architecture']}."
         values = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
         return cls(Container.GGUF, values, where, tensors)
+
+    @cached_property
+    def sentence(self) -> Sentence | None:
+        """What modules.json says, where there is one. Raises InvalidFile, UnsupportedModel."""
+        return None if self._directory is None else read_sentence(self._directory)
 
     def take(self, key: str) -> Any:
         """The value, or None where the key is absent or null. It counts as read."""

@@ -19,6 +19,7 @@ from treadle.models.config import Config
 from treadle.models.spec import Architecture
 
 HF_FAMILIES: Final[Mapping[str, str]] = {
+    "bert": "bert",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3_text",
@@ -26,23 +27,28 @@ HF_FAMILIES: Final[Mapping[str, str]] = {
     "granite": "granite",
     "llama": "llama",
     "mistral": "mistral",
+    "modernbert": "modernbert",
     "olmo": "olmo",
     "olmo2": "olmo2",
     "phi": "phi",
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "roberta": "roberta",
     "stablelm": "stablelm",
     "starcoder2": "starcoder2",
+    "xlm-roberta": "roberta",
 }
 """model_type of config.json -> module in families/."""
 GGUF_FAMILIES: Final[Mapping[str, str]] = {
+    "bert": "bert",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
     "gpt2": "gpt2",
     "granite": "granite",
     "llama": "llama",
+    "modern-bert": "modernbert",
     "olmo": "olmo",
     "olmo2": "olmo2",
     "phi2": "phi",

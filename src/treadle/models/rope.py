@@ -104,6 +104,8 @@ def rope_of_kind(kind: str, default_theta: float, legacy_theta: str, gguf_theta:
                 return _from_gguf(keys, values, None)
             theta = keys.number(gguf_theta, default_theta, THETA_BOUNDS)
             return Rope(rotary_dim=values["head_dim"], kind=GeneratorKind.ROPE_DEFAULT, args=(theta,))
+        if legacy_theta in keys and keys.take(legacy_theta) is None:
+            keys.refuse(legacy_theta, None, "a number")
         kinds = keys.take("rope_parameters") or {}
         if not isinstance(kinds, dict) or kinds.keys() - {"full_attention", "sliding_attention"}:
             keys.refuse("rope_parameters", kinds, "an object with full_attention and sliding_attention")

@@ -92,8 +92,12 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Architecture(msgspec.Struct, frozen=True):
-    """A model of one family at one size. `unused`: patterns (fnmatch) of tensors that checkpoints carry for nothing."""
+    """A model of one family at one size. `unused`: patterns (fnmatch) of tensors that checkpoints carry for nothing.
+
+    `notes`: what a user should know of how the checkpoint was read; they become the plan's diagnostics.
+    """
 
     facts: ModelFacts
     programs: tuple[Program, ...]
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -52,6 +52,23 @@ def every_nth_full(period: int, default: int) -> WindowReader:
     return read
 
 
+def first_of_n_full(period: int, default: int) -> WindowReader:
+    """ModernBERT: the first of every `period` layers sees all rows, unless layer_types say otherwise; the others those
+    at most half of local_attention away, on both sides. `default`: of local_attention."""
+
+    def read(keys: Keys, values: Mapping[str, Any]) -> Windows:
+        layers, gguf = int(values["num_hidden_layers"]), keys.container is Container.GGUF
+        every = "attention.sliding_window_pattern" if gguf else "global_attn_every_n_layers"
+        nth = int(convert(keys, every, _or(keys.take(every), period), int))
+        slides = None if gguf else _layer_types(keys, layers)
+        if slides is None:
+            slides = tuple(layer % nth != 0 for layer in range(layers))
+        window = _window(keys, GGUF_WINDOW if gguf else "local_attention", default)
+        return _windows(slides, None if window is None else window // 2 + 1)
+
+    return read
+
+
 def from_layer_on(keys: Keys, values: Mapping[str, Any]) -> Windows:
     """Qwen: with use_sliding_window, layers from max_window_layers on have the window; layer_types override that.
 

@@ -334,7 +334,7 @@ class PoolParams(Params, frozen=True):
     normalise: U32 = 0
     """1: L2-normalised."""
     head_activation: U32 = Activation.IDENTITY
-    """Applied after the optional dense layer."""
+    """Applied after the optional dense layer, before the optional norm and head."""
     norm_eps: F32 = 0.0
     out_activation: U32 = Activation.IDENTITY
 

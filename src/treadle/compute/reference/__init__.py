@@ -28,6 +28,7 @@ from treadle.compute.reference.linear import embedding, linear, lm_head, residua
 from treadle.compute.reference.mlp import clamped_gate, swiglu
 from treadle.compute.reference.moe import Experts, GroupScore, Router, Score, moe, route
 from treadle.compute.reference.norm import layernorm, layernorm_per_head, rmsnorm
+from treadle.compute.reference.pool import mean_row, pool_head
 from treadle.compute.reference.sampling import draw, log_probabilities, penalised, random_bits
 
 __all__ = [
@@ -51,8 +52,10 @@ __all__ = [
     "linear",
     "lm_head",
     "log_probabilities",
+    "mean_row",
     "moe",
     "penalised",
+    "pool_head",
     "random_bits",
     "relu",
     "relu2",

@@ -27,13 +27,14 @@ def embedding(
 ) -> F32:
     """scale * table[ids] (+ position_table[position_rows]) (+ type_table[types]) -> [rows, hidden].
 
-    The optional tables are BERT's (Devlin et al. 2018, arXiv:1810.04805, section 3.2); only `table` is scaled.
+    The optional tables are BERT's (Devlin et al. 2018, arXiv:1810.04805, section 3.2); only `table` is scaled. Rows
+    without `types` are of type 0.
     """
     y: F32 = table[ids] * np.float32(scale)
     if position_table is not None:
         y = y + position_table[position_rows]
     if type_table is not None:
-        y = y + type_table[types]
+        y = y + type_table[0 if types is None else types]
     return y
 
 

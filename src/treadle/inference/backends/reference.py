@@ -12,6 +12,7 @@ import numpy as np
 from treadle.compute import reference as ops
 from treadle.errors import Cancelled
 from treadle.inference.backends import reference_mlp as mlp
+from treadle.inference.backends import reference_pool as pool
 from treadle.inference.backends.base import F32, Bytes, LinkRequest
 from treadle.inference.backends.reference_bound import I32, NUMPY, Adapter, Bound, Register, Step
 from treadle.inference.edits import RowEdits
@@ -134,6 +135,7 @@ def _with_past(op: Bound, step: Step, index: int, k: F32, v: F32) -> tuple[F32, 
     of the last axis.
     """
     if op.state is None:
+        step.check_whole(op)
         return k, v
     context, params, tokens = step.context, cast(AttentionParams, op.params), op.page_tokens
     dtype: np.dtype[np.generic]
@@ -177,6 +179,7 @@ TABLE: Final[AdapterTable[Adapter]] = AdapterTable(
         Opcode.MOE: (mlp.moe, _NATIVE),
         Opcode.RESIDUAL_ADD: (_residual_add, _NATIVE),
         Opcode.LM_HEAD: (_lm_head, _NATIVE),
+        Opcode.POOL: (pool.pool, _NATIVE),
     },
 )
 CLAIMED: Final = frozenset(
@@ -189,6 +192,7 @@ CLAIMED: Final = frozenset(
         Opcode.MOE,
         Opcode.RESIDUAL_ADD,
         Opcode.LM_HEAD,
+        Opcode.POOL,
     }
 )
 assert TABLE.claimed() == CLAIMED, "the reference table is incomplete"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.compute import reference as ops
+from treadle.errors import InvalidBatchSize
 from treadle.inference.backends.base import F32, Bytes
 from treadle.plan.context import ExecutionContext
 from treadle.plan.ir import DType, Opcode, RegisterSpec
@@ -75,6 +76,11 @@ class Step:
 
     def input(self, op: Bound, index: int = 0) -> F32:
         return cast(F32, cast(Register, op.inputs[index]).view(self.sizes))
+
+    def check_whole(self, op: Bound) -> None:
+        """For an op that keeps nothing from step to step. Raises InvalidBatchSize where rows of a slot came before."""
+        if self.context.positions.any():
+            raise InvalidBatchSize(f"{op.opcode.name.lower()} without state: every slot must begin at position 0")
 
 
 Adapter = Callable[[Bound, Step], F32]
