@@ -203,16 +203,16 @@ void pack_superblock(DType type, const uint8_t* file, const Target& to) {
 
 void pack_blocks(DType type, const std::byte* const rows[kStripRows], int64_t cols, std::byte* dst) {
     const BlockLayout layout = layout_of(type);
-    const int64_t blocks_each = layout.file_cols / kBlock, count = cols / layout.file_cols;
-    std::byte* sides = dst + count * blocks_each * layout.line_bytes;
+    const int64_t count = cols / layout.file_cols;
+    std::byte* sides = dst + layout.sides_at(count);
     for (int64_t r = 0; r < kStripRows; ++r) {
         if (rows[r] == nullptr) continue;
         const auto* file = reinterpret_cast<const uint8_t*>(rows[r]);
         for (int64_t s = 0; s < count; ++s) {
-            std::byte* record = sides + s * layout.side_record();
+            std::byte* record = sides + s * layout.side_stride();
             pack_superblock(type, file + s * layout.file_bytes,
-                            {dst + s * blocks_each * layout.line_bytes + 4 * r, layout.line_bytes,
-                             record + 2 * r, record + layout.head_bytes, r, layout.side_bytes});
+                            {dst + s * layout.lines_stride() + 4 * r, layout.line_bytes, record + 2 * r,
+                             record + layout.head_bytes, r, layout.side_bytes});
         }
     }
 }
@@ -256,7 +256,7 @@ int64_t strip_bytes(DType type, int64_t cols) {
     if (is_float(type)) {
         bytes = (type == DType::bf16 ? cols + cols % 2 : cols) * kStripRows * float_size(type);
     } else if (layout.file_cols > 0) {
-        bytes = cols / kBlock * layout.line_bytes + cols / layout.file_cols * layout.side_record();
+        bytes = layout.end(cols / layout.file_cols);
     }
     return (bytes + kAlign - 1) / kAlign * kAlign;
 }

@@ -193,21 +193,24 @@ using FormatMXFP4 = Format<DType::mxfp4, TableLines<kTableE2M1>, PowerScale, Off
 template <class Format>
 struct PackedStrip {
     using Type = Format;
-    static constexpr int64_t kBlocks = Format::kLayout.file_cols / kBlock;  // of a superblock
+    static constexpr BlockLayout kLayout = Format::kLayout;
+    static constexpr int64_t kBlocks = kLayout.blocks();  // of a superblock
     const std::byte* lines;
     const std::byte* sides;
 
     PackedStrip() = default;
     PackedStrip(const std::byte* strip, int64_t blocks)
-        : lines(strip), sides(strip + blocks * Format::kLayout.line_bytes) {}
+        : lines(strip), sides(strip + kLayout.sides_at(blocks / kBlocks)) {}
 
+    TREADLE_METHOD const std::byte* lines_of(int64_t block) const {
+        return lines + block / kBlocks * kLayout.lines_stride() + block % kBlocks * kLayout.line_bytes;
+    }
     TREADLE_METHOD B vector(int64_t block, int part, int index) const {
-        return Format::vector(lines + block * Format::kLayout.line_bytes, part, index);
+        return Format::vector(lines_of(block), part, index);
     }
     TREADLE_METHOD void scales(int64_t block, int part, int half, F& scale, F& minimum) const {
-        constexpr BlockLayout layout = Format::kLayout;
-        const std::byte* record = sides + block / kBlocks * layout.side_record();
-        const std::byte* own = record + layout.head_bytes + block % kBlocks * layout.side_bytes;
+        const std::byte* record = sides + block / kBlocks * kLayout.side_stride();
+        const std::byte* own = record + kLayout.head_bytes + block % kBlocks * kLayout.side_bytes;
         Format::scales({record + 2 * kLanes * part, own + kLanes * part}, half, scale, minimum);
     }
 };

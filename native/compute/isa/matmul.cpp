@@ -40,6 +40,9 @@ TREADLE_INLINE void quantise_blocks(const float* x, int64_t count, std::byte* re
         int32_t* half_starts = reinterpret_cast<int32_t*>(halves + b * height * kHalvesRowBytes) + row;
         half_starts[0] = -32 * sums[0];
         half_starts[height] = -32 * sums[1];
+        float* half_sums = reinterpret_cast<float*>(half_starts + 2 * height);
+        half_sums[0] = scales[b] * static_cast<float>(sums[0]);
+        half_sums[height] = scales[b] * static_cast<float>(sums[1]);
     }
 }
 

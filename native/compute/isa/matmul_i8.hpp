@@ -35,7 +35,7 @@ TREADLE_INLINE QuantTile quant_tile(const std::byte* xq, int64_t rows, int64_t b
 // What rows bring to one run of columns beside their quants; element t is row t's.
 struct RowSides {
     const float* scale;
-    const float* scaled_sum;  // of the whole block
+    const float* scaled_sum;  // row scale * row sum
     const int32_t* starts;
 };
 
@@ -44,13 +44,16 @@ template <class Format>
 TREADLE_INLINE RowSides row_sides(const QuantTile& x, int64_t block, int64_t row, int half) {
     const int64_t height = x.height;
     const std::byte* record = x.data + block * height * kQuantRowBytes + height * kBlock;
-    const float* scale = reinterpret_cast<const float*>(record) + row;
+    const float *scale = reinterpret_cast<const float*>(record) + row, *scaled_sum = scale + height;
     const int32_t* starts = reinterpret_cast<const int32_t*>(scale + 2 * height);
-    if constexpr (Format::kScales == 2)
-        starts = reinterpret_cast<const int32_t*>(x.halves + block * height * kHalvesRowBytes) +
-                 half * height + row;
-    else if constexpr (Format::kOffset == Offset::signed_bias) starts += height;
-    return {scale, scale + height, starts};
+    if constexpr (Format::kScales == 2) {
+        const std::byte* halves = x.halves + block * height * kHalvesRowBytes;
+        starts = reinterpret_cast<const int32_t*>(halves) + half * height + row;
+        scaled_sum = reinterpret_cast<const float*>(halves) + (2 + half) * height + row;
+    } else if constexpr (Format::kOffset == Offset::signed_bias) {
+        starts += height;
+    }
+    return {scale, scaled_sum, starts};
 }
 
 template <class Format>
@@ -60,13 +63,6 @@ TREADLE_INLINE I start(const int32_t* from) {
     if constexpr (kByteOffset<Format> == 0) return iset1(0);
     const I value = iset1(*from);
     return Format::kOffset == Offset::sixteen ? iadd(value, value) : value;
-}
-
-// Row scale * row sum of row t.
-template <class Format>
-TREADLE_INLINE F scaled_sum(const RowSides& sides, int t) {
-    if constexpr (Format::kScales == 1) return set1(sides.scaled_sum[t]);
-    return set1(sides.scale[t] * (-1.0f / 32) * static_cast<float>(sides.starts[t]));
 }
 
 // Prefetching for strips that are unpacked panel by panel: packed bytes that are read next, a few lines of each strip with
@@ -89,36 +85,44 @@ struct PanelAhead {
     }
 };
 
-// Prefetching for strips that are read as they are packed: what comes kAhead bytes later, past their end from as many
-// strips that follow. Every line is asked for: memory is slower than the work on it, and the fewer reads are in flight the
-// slower. Much further ahead they would compete with the processor's own prefetching, and a little loses to its latency.
+// Prefetching for strips that are read as they are packed: what comes some KB later, past their end from as many strips that
+// follow. Memory is slower than the work on a block, so what counts is that reads are always in flight: every line is asked
+// for. Superblocks that lie in one piece go to the first cache, where a load does not need a place among those reads.
 template <class Format>
 struct StripAhead {
-    static constexpr int64_t kAhead = 3072;
-    static constexpr int64_t kLineBytes = Format::kLayout.line_bytes;
-    static constexpr int64_t kBlocksAhead = kAhead / kLineBytes;
-    static constexpr int64_t kGroup = 256 / kBlock;  // blocks whose side records are asked for together
-    static constexpr int64_t kGroupBytes = 256 / Format::kLayout.file_cols * Format::kLayout.side_record();
-    const std::byte* lines;
-    const std::byte* sides;
+    static constexpr BlockLayout kLayout = Format::kLayout;
+    static constexpr int64_t kNear = 2560, kFar = 3072;  // bytes
+    static constexpr int64_t kGroup = 8;  // side records asked for together, where they lie apart
+    const PackedStrip<Format>* first;
     int64_t blocks, strip_bytes;
     int strips;
 
     TREADLE_METHOD void step(int64_t block) const {
-        const int64_t line = block + kBlocksAhead, group = block / kGroup + 1;
-        fetch<kLineBytes>(lines + line * kLineBytes +
-                          (line < blocks ? 0 : strips * strip_bytes - blocks * kLineBytes));
-        if (block % kGroup == 0)
-            fetch<kGroupBytes>(sides +
-                               (group * kGroup < blocks ? group * kGroupBytes : strips * strip_bytes));
+        if constexpr (kLayout.together()) {
+            constexpr int64_t kShare = kLayout.lines_stride() / kLayout.blocks();  // of a block
+            const int64_t at = block * kShare + kNear;
+            fetch<kShare, prefetch_near>(first->lines + at + (at < strip_bytes ? 0 : skipped()));
+        } else {
+            constexpr int64_t kBytes = kLayout.line_bytes;
+            const int64_t at = block + kFar / kBytes, group = (block / kGroup + 1) * kGroup;
+            fetch<kBytes, prefetch>(first->lines + at * kBytes +
+                                    (at < blocks ? 0 : skipped() + strip_bytes - blocks * kBytes));
+            if (block % kGroup == 0)
+                fetch<kGroup * kLayout.side_record(), prefetch>(
+                    first->sides +
+                    (group < blocks ? group * kLayout.side_record() : skipped() + strip_bytes));
+        }
     }
 
   private:
-    template <int64_t kBytes>
+    // From the end of the first strip to what is read after the last.
+    TREADLE_METHOD int64_t skipped() const { return (strips - 1) * strip_bytes; }
+
+    template <int64_t kBytes, void (*kPrefetch)(const void*)>
     TREADLE_METHOD void fetch(const std::byte* from) const {
         for (int strip = 0; strip < strips; ++strip)
 #pragma GCC unroll 8
-            for (int64_t at = 0; at < kBytes; at += 64) prefetch(from + strip * strip_bytes + at);
+            for (int64_t at = 0; at < kBytes; at += 64) kPrefetch(from + strip * strip_bytes + at);
     }
 };
 
@@ -176,7 +180,7 @@ __attribute__((noinline)) void dot_tile(const Strip* strips, int first, int64_t 
                 for (int t = 0; t < T; ++t) {
                     acc[t][v] = fma(to_float(d[t][v]), mul(scale, set1(sides.scale[t])), acc[t][v]);
                     if constexpr (Format::kHasMinimum)
-                        acc[t][v] = fma(minimum, scaled_sum<Format>(sides, t), acc[t][v]);
+                        acc[t][v] = fma(minimum, set1(sides.scaled_sum[t]), acc[t][v]);
                 }
             }
         }
@@ -234,11 +238,11 @@ void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t c
         const int64_t count = least(panel, p.blocks - block), next = block + count;
         const bool last = next == p.blocks;
         for (int i = 0; i < kDotStrips; ++i) strips[i].unpack_blocks(packed[i], block, count);
-        const std::byte* from = packed[0].lines + next * Format::kLayout.line_bytes;
-        int64_t bytes = least(panel, p.blocks - next) * Format::kLayout.line_bytes;
+        const std::byte* from = packed[0].lines_of(next);
+        int64_t bytes = packed[0].lines_of(least(next + panel, p.blocks)) - from;
         if (last && more) {
             from = packed[0].lines + kDotStrips * p.w.strip_bytes;
-            bytes = panel == p.blocks ? p.w.strip_bytes : panel * Format::kLayout.line_bytes;
+            bytes = panel == p.blocks ? p.w.strip_bytes : packed[0].lines_of(panel) - packed[0].lines;
         }
         PanelAhead ahead = PanelAhead::over(from, p.w.strip_bytes, bytes, tiles * count);
         for (int64_t row = row0; row < row1; row += kTileHeight)
@@ -251,12 +255,11 @@ void dot_chunk(const DotProduct& p, const PackedStrip<Format>* packed, int64_t c
 template <class Format>
 void dot_few(const DotProduct& p, const PackedStrip<Format>* packed, int64_t col) {
     const QuantTile x = quant_tile(p.xq, p.rows, p.blocks, 0, 0);
-    StripAhead<Format> ahead{packed[0].lines, packed[0].sides, p.blocks, p.w.strip_bytes, kDotStrips};
+    StripAhead<Format> ahead{packed, p.blocks, p.w.strip_bytes, kDotStrips};
     if (p.rows <= kDotRows)
         return whole_tile(packed, p.blocks, x, {nullptr, true, true, 0, 0, col, &p.out}, ahead);
     for (int v = 0; v < kDotStrips * kParts && col + v * kLanes < p.out.cols; ++v) {
-        const PackedStrip<Format>& strip = packed[v / kParts];
-        ahead = {strip.lines, strip.sides, p.blocks, p.w.strip_bytes, v % kParts == 0 ? 1 : 0};
+        ahead = {packed + v / kParts, p.blocks, p.w.strip_bytes, v % kParts == 0 ? 1 : 0};
         dot_tile_of<kWideRows, kDotRows + 1, 1>(p.rows, packed, v, p.blocks, x, 0,
                                                 {nullptr, true, true, 0, 0, col + v * kLanes, &p.out}, ahead);
     }

@@ -181,5 +181,7 @@ TREADLE_INLINE float fold_max(F a) {
 
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+// Into the first cache.
+TREADLE_INLINE void prefetch_near(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

@@ -181,5 +181,7 @@ TREADLE_INLINE float fold_max(F a) {
 
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// Into the first cache.
+TREADLE_INLINE void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

@@ -208,6 +208,7 @@ TREADLE_INLINE float fold_max(F a) {
     return a.v[0];
 }
 TREADLE_INLINE void prefetch(const void*) {}
+TREADLE_INLINE void prefetch_near(const void*) {}
 
 #undef TREADLE_EACH
 }  // namespace treadle::compute::TREADLE_ISA_NS
