@@ -1,4 +1,4 @@
-"""A transformers model of any dense family as a GGUF file, as llama.cpp's convert_hf_to_gguf.py would write it.
+"""A transformers model of any decoder family as a GGUF file, as llama.cpp's convert_hf_to_gguf.py would write it.
 
 gguf-py gives the names of tensors and keys; what the converter does to values is written down here family by family.
 """
@@ -22,12 +22,17 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "gpt2": gguf.MODEL_ARCH.GPT2,
     "granite": gguf.MODEL_ARCH.GRANITE,
+    "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
     "olmo": gguf.MODEL_ARCH.OLMO,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
     "phi": gguf.MODEL_ARCH.PHI2,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "stablelm": gguf.MODEL_ARCH.STABLELM,
     "starcoder2": gguf.MODEL_ARCH.STARCODER2,
 }
@@ -109,6 +114,23 @@ def _granite_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_logit_scale(config.logits_scaling)
 
 
+def _expert_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    experts = getattr(config, "num_experts", None) or config.num_local_experts
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if (inner := getattr(config, "moe_intermediate_size", None)) is not None:
+        writer.add_expert_feed_forward_length(inner)
+    if (shared := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+        writer.add_expert_shared_feed_forward_length(shared)
+    if (normalised := getattr(config, "norm_topk_prob", None)) is not None:
+        writer.add_expert_weights_norm(normalised)
+
+
+def _granitemoe_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    _granite_keys(writer, config)
+    _expert_keys(writer, config)
+
+
 def _olmo_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_layer_norm_eps(1e-5)
     if config.clip_qkv is not None:
@@ -146,6 +168,22 @@ def _permuted(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
     yield key, value
 
 
+def _experts(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """Gate and up projection apart; a router of one column as a vector."""
+    if key.endswith("experts.gate_up_proj"):
+        for part, half in zip(("gate", "up"), np.split(value, 2, axis=1), strict=True):
+            yield key.replace("gate_up_proj", f"{part}_proj.weight"), half
+    elif key.endswith("experts.down_proj"):
+        yield f"{key}.weight", value
+    else:
+        yield key, value.reshape(-1) if key.endswith("shared_expert_gate.weight") else value
+
+
+def _permuted_experts(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    for name, part in _experts(config, key.replace("block_sparse_moe.router", "mlp.gate"), value):
+        yield from _permuted(config, name.replace("block_sparse_moe", "mlp"), part)
+
+
 def _gpt2(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
     turned = key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
     yield key, value.T if turned else value
@@ -175,9 +213,14 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "gemma2": _gemma2_keys,
     "gemma3_text": _gemma3_keys,
     "granite": _granite_keys,
+    "granitemoe": _granitemoe_keys,
+    "mixtral": _expert_keys,
     "olmo": _olmo_keys,
+    "olmoe": _expert_keys,
     "phi": _partial_rope_keys,
     "phi3": _phi3_keys,
+    "qwen2_moe": _expert_keys,
+    "qwen3_moe": _expert_keys,
     "stablelm": _stablelm_keys,
 }
 _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] = {
@@ -186,6 +229,11 @@ _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] =
     "gemma3_text": _gemma,
     "gpt2": _gpt2,
     "granite": _permuted,
+    "granitemoe": _permuted_experts,
+    "mixtral": _permuted_experts,
     "olmo": _permuted,
+    "olmoe": _experts,
+    "qwen2_moe": _experts,
+    "qwen3_moe": _experts,
     "stablelm": _stablelm,
 }

@@ -33,6 +33,7 @@ CASES = {
     "softmax": (MoEParams(8, 3, INNER), ("gate",)),
     "normalised": (MoEParams(8, 2, INNER, normalise=1, routed_scale=1.5), ("gate",)),
     "topk-softmax": (MoEParams(8, 4, INNER, router_score=RouterScore.TOPK_THEN_SOFTMAX), ("gate",)),
+    "one": (MoEParams(8, 1, INNER), ("gate",)),
     "all": (MoEParams(4, 4, INNER), ("gate",)),
     "plain": (MoEParams(8, 2, INNER, gated=0, activation=Activation.RELU2), ()),
     "shared": (MoEParams(8, 2, INNER, shared_intermediate=512), ("gate", *SHARED)),

@@ -78,6 +78,22 @@ CASES = {
     "stablelm": ("StableLmForCausalLM", {"use_qkv_bias": True}),
     "stablelm-norms": ("StableLmForCausalLM", {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": ("Starcoder2ForCausalLM", {"tie_word_embeddings": True}),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4, "tie_word_embeddings": True}),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        {
+            "num_experts": 4,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 64,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
+    "granitemoe": ("GraniteMoeForCausalLM", {"num_local_experts": 4, "embedding_multiplier": 3.0}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}),
 }
 IDS = list(range(3, 67))

@@ -103,7 +103,8 @@ def _open_gguf(path: Path, quantisation: Quantisation | None, own: Family | None
 def _gguf_checkpoint(
     path: Path, tensors: GGUFFile | SyntheticTensors, quantisation: Quantisation | None, own: Family | None = None
 ) -> Checkpoint:
-    family = family_of_gguf(tensors.architecture, path.name, own)
+    experts = tensors.metadata.get(f"{tensors.architecture}.expert_count", 0)
+    family = family_of_gguf(tensors.architecture, path.name, own, experts)
     config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
     weights = CheckpointWeights(tensors, path.name, quantisation)
     return Checkpoint(path, tensors, config, family.architecture(config), weights)

@@ -200,7 +200,7 @@ def _config_keys(config: BaseDecoderConfig, rope: Rope) -> tuple[dict[str, Metad
     for field in dataclasses.fields(config):
         declared: Declared = field.metadata["declared"]
         value = getattr(config, field.name)
-        if declared.reader is None and declared.gguf is not None and value is not None:
+        if declared.gguf is not None and value is not None:
             keys[declared.gguf] = value
     of_rope, divisors, rope = gguf_rope(rope)
     return keys | of_rope, divisors, rope
@@ -211,7 +211,8 @@ def _check_read_back(
 ) -> None:
     """Raises UnsupportedModel naming a field that a reader of the file would see otherwise."""
     known = {"general.architecture": architecture, **metadata}
-    read = family_of_gguf(architecture, "the GGUF file").config.read(Keys.of_gguf(known, infos, "the GGUF file"))
+    family = family_of_gguf(architecture, "the GGUF file", experts=known.get(f"{architecture}.expert_count", 0))
+    read = family.config.read(Keys.of_gguf(known, infos, "the GGUF file"))
     defaults = {field.name: field.metadata["declared"].default for field in dataclasses.fields(read)}
     for name in defaults | _fields(config):
         wanted = getattr(config, name, defaults.get(name))

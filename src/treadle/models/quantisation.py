@@ -28,6 +28,8 @@ TABLES: Final = ("embedding.table", "lm_head.weight")
 TABLE_TYPE: Final = DType.Q6_K
 CHUNK_ELEMENTS: Final = 1 << 21
 """Elements that are f32 at a time: a large table need not fit in memory as such."""
+EXACT: Final = ("router", "shared_router")
+"""Slots whose matrices stay as they are: a rounded score may choose another expert."""
 _FINE: Final = frozenset({DType.Q8_0, DType.Q6_K})
 
 
@@ -41,10 +43,10 @@ class Quantisation:
     def type_of(self, weight: str, shape: tuple[int, ...], stored: DType) -> DType:
         """The type that a weight [rows, cols] becomes, from its name in the plan and the type it is stored as.
 
-        Vectors stay as they are. Embedding table and head take TABLE_TYPE for types below it. Rows that are no whole
-        number of blocks take q8_0, and what does not even fit that stays as it is.
+        Vectors, tables of biases and routers stay as they are. Embedding table and head take TABLE_TYPE for types
+        below it. Rows that are no whole number of blocks take q8_0, and what does not even fit that stays as it is.
         """
-        if len(shape) < 2:
+        if is_exact(weight, shape):
             return stored
         wanted = self.dtype
         if wanted in FLOATS:
@@ -57,20 +59,22 @@ class Quantisation:
         return stored
 
     def encoded(self, part: Part, dtype: DType) -> Bytes:
-        """The part's rows as `dtype`, u8 [rows, row bytes]. Raises InvalidWeights naming the row that has no code."""
-        rows, cols = part.form.shape
+        """The part's rows as `dtype`, u8 [..., row bytes]. Raises InvalidWeights naming the row that has no code."""
+        *outer, cols = part.form.shape
+        data = part.data.reshape(-1, part.data.shape[-1])
+        rows = len(data)
         chunk = max(1, CHUNK_ELEMENTS // cols)
         block, size = BLOCK_SIZES[dtype.name.lower()]
         out = np.empty((rows, cols // block * size), np.uint8)
         name = part.form.dtype.name.lower()
         for start in range(0, rows, chunk):
-            stored = np.ascontiguousarray(part.data[start : start + chunk])
+            stored = np.ascontiguousarray(data[start : start + chunk])
             values = dequantise(stored.reshape(-1), name, (len(stored), cols))
             try:
                 out[start : start + chunk] = self._rows(values, dtype)
             except InvalidWeights as error:
                 raise InvalidWeights(f"rows from {start} on: {error}") from None
-        return out
+        return out.reshape(*outer, -1)
 
     def signature(self, dtypes: Iterable[DType]) -> str:
         """Names the bits that floats become where they are stored as `dtypes`: the encoding of a small pattern."""
@@ -92,6 +96,12 @@ class Quantisation:
                 )
             return floats.view(np.uint8)
         return self.encode(values, int(dtype))
+
+
+def is_exact(weight: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight keeps its values whatever the matrices become: vectors, tables of biases, routers."""
+    slot = weight.rpartition(".")[2]
+    return len(shape) < 2 or slot in EXACT or slot.endswith("_bias")
 
 
 def block_columns(dtype: DType) -> int:

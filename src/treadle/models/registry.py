@@ -25,15 +25,20 @@ HF_FAMILIES: Final[Mapping[str, str]] = {
     "gemma3_text": "gemma3_text",
     "gpt2": "gpt2",
     "granite": "granite",
+    "granitemoe": "granitemoe",
     "llama": "llama",
     "mistral": "mistral",
     "modernbert": "modernbert",
+    "mixtral": "mixtral",
     "olmo": "olmo",
     "olmo2": "olmo2",
+    "olmoe": "olmoe",
     "phi": "phi",
     "phi3": "phi3",
     "qwen2": "qwen2",
+    "qwen2_moe": "qwen2_moe",
     "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
     "roberta": "roberta",
     "stablelm": "stablelm",
     "starcoder2": "starcoder2",
@@ -47,18 +52,24 @@ GGUF_FAMILIES: Final[Mapping[str, str]] = {
     "gemma3": "gemma3_text",
     "gpt2": "gpt2",
     "granite": "granite",
+    "granitemoe": "granitemoe",
     "llama": "llama",
     "modern-bert": "modernbert",
     "olmo": "olmo",
     "olmo2": "olmo2",
+    "olmoe": "olmoe",
     "phi2": "phi",
     "phi3": "phi3",
     "qwen2": "qwen2",
+    "qwen2moe": "qwen2_moe",
     "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
     "stablelm": "stablelm",
     "starcoder2": "starcoder2",
 }
 """general.architecture of GGUF -> module in families/."""
+GGUF_WITH_EXPERTS: Final[Mapping[str, str]] = {"llama": "mixtral"}
+"""Architectures that are another family where a file of theirs has experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +88,12 @@ def family_of_json(model_type: object, where: str, own: Family | None = None) ->
     )
 
 
-def family_of_gguf(architecture: object, where: str, own: Family | None = None) -> Family:
-    """The family of a GGUF file; `own`: one of the user's. Raises UnsupportedModel as `family_of_json`."""
+def family_of_gguf(architecture: object, where: str, own: Family | None = None, experts: object = 0) -> Family:
+    """The family of a GGUF file with `experts` as its expert_count; `own`: one of the user's. Raises UnsupportedModel
+    as `family_of_json`."""
     field = f"{where}: general.architecture"
     if own is None:
-        return _family(GGUF_FAMILIES, architecture, field)
+        return _family({**GGUF_FAMILIES, **GGUF_WITH_EXPERTS} if experts else GGUF_FAMILIES, architecture, field)
     return _own(own, own.config.GGUF_ARCHITECTURE, architecture, field)
 
 

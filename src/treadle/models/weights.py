@@ -12,7 +12,7 @@ from treadle.errors import InvalidWeights, UnsupportedModel
 from treadle.formats.tensors import TensorInfo, TensorSource, dequantise
 from treadle.models.compile import MATRIX_DTYPES
 from treadle.models.generators import generate
-from treadle.models.quantisation import Quantisation
+from treadle.models.quantisation import Quantisation, is_exact
 from treadle.models.transforms import FLOATS, Form, Part, apply, arrange, outcome
 from treadle.plan.ir import Container, DType, Source, WeightBinding
 from treadle.plan.views import TensorView
@@ -72,7 +72,7 @@ class CheckpointWeights:
 
     def _quantised(self, binding: WeightBinding, stored: DType) -> DType:
         """The type that a weight stored as `stored` is loaded as. Raises UnsupportedModel where it is quantised."""
-        if self._quantisation is None or len(binding.shape) < 2:
+        if self._quantisation is None or is_exact(binding.name, binding.shape):
             return stored
         if stored not in FLOATS:
             raise UnsupportedModel(

@@ -71,22 +71,46 @@ def first_of_n_full(period: int, default: int) -> WindowReader:
 
 def from_layer_on(keys: Keys, values: Mapping[str, Any]) -> Windows:
     """Qwen: with use_sliding_window, layers from max_window_layers on have the window; layer_types override that.
-
-    llama.cpp knows no windows for these models, and its files say none.
-    """
+    In GGUF none."""
     layers = int(values["num_hidden_layers"])
-    if keys.container is Container.GGUF:
-        return (0,) * layers
-    window = _window(keys, "sliding_window", 4096 if "sliding_window" not in keys else None)
-    first = int(convert(keys, "max_window_layers", _or(keys.take("max_window_layers"), 28), int, (0, 1 << 24)))
-    if not convert(keys, "use_sliding_window", _or(keys.take("use_sliding_window"), False), bool):
-        window = None
+    window, first = _qwen_window(keys)
     slides = _layer_types(keys, layers)
     if slides is None:
         slides = tuple(window is not None and layer >= first for layer in range(layers))
     if window is None and any(slides):
         keys.refuse("layer_types", "sliding_attention", "full_attention without a sliding_window in use")
     return _windows(slides, window)
+
+
+def even_layers_up_to(keys: Keys, values: Mapping[str, Any]) -> Windows:
+    """Qwen2-MoE: with use_sliding_window, layers 0, 2, ... below max_window_layers have the window; layer_types
+    override that. In GGUF none."""
+    layers = int(values["num_hidden_layers"])
+    window, first = _qwen_window(keys)
+    slides = _layer_types(keys, layers)
+    if slides is None:
+        slides = tuple(window is not None and layer % 2 == 0 and layer < first for layer in range(layers))
+    if window is None and any(slides):
+        keys.refuse("layer_types", "sliding_attention", "full_attention without a sliding_window in use")
+    return _windows(slides, window)
+
+
+def every_layer_if_used(keys: Keys, values: Mapping[str, Any]) -> Windows:
+    """Qwen3-MoE: with use_sliding_window, every layer has the window. In GGUF none."""
+    window, _ = _qwen_window(keys)
+    return _windows([True] * values["num_hidden_layers"], window)
+
+
+def _qwen_window(keys: Keys) -> tuple[int | None, int]:
+    """sliding_window where use_sliding_window says so, and max_window_layers. llama.cpp knows no windows for these
+    models, and its files say none."""
+    if keys.container is Container.GGUF:
+        return None, 0
+    unused = keys.take("sliding_window") == 0  # as transformers writes it for Qwen2-MoE
+    window = None if unused else _window(keys, "sliding_window", 4096 if "sliding_window" not in keys else None)
+    layers = int(convert(keys, "max_window_layers", _or(keys.take("max_window_layers"), 28), int, (0, 1 << 24)))
+    used = convert(keys, "use_sliding_window", _or(keys.take("use_sliding_window"), False), bool)
+    return (window if used else None), layers
 
 
 def _windows(slides: Iterable[bool], window: int | None) -> Windows:

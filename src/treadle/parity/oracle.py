@@ -82,14 +82,18 @@ def fill(model: transformers.PreTrainedModel, seed: int, on_grid: bool = True) -
 
 
 def _values(name: str, noise: torch.Tensor) -> torch.Tensor:
-    """Norms near 1, biases 0.3, embeddings and heads 0.5, matrices 1.2 / sqrt(fan in)."""
+    """Norms near 1, biases 0.3, embeddings and heads 0.5, matrices 1.2 / sqrt(fan in), routers 4 / sqrt(fan in).
+
+    The last expert that a row takes then weighs little: whether rounding makes it another one hardly matters.
+    """
     if noise.ndim == 1 and name.endswith("bias"):
         return 0.3 * noise
     if "norm" in name or (noise.ndim == 1 and name.endswith("weight")):
         return 1 + 0.2 * noise
     if "embed" in name or "lm_head" in name:
         return 0.5 * noise
-    return noise * 1.2 / noise.shape[-1] ** 0.5 if noise.ndim else noise
+    size = 4.0 if name.endswith((".gate.weight", ".router.weight")) else 1.2
+    return noise * size / noise.shape[-1] ** 0.5 if noise.ndim else noise
 
 
 def _on_grid(values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,58 @@
+"""Qwen1.5-MoE and Qwen2-MoE: Qwen2's layout with experts, and a gated shared expert, in all layers or some.
+
+Qwen Team 2024 (Qwen1.5-MoE); Yang et al. 2024, arXiv:2407.10671. Reference: transformers' modeling_qwen2_moe.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from treadle.models import blocks, experts
+from treadle.models.blocks import HF_LAYER
+from treadle.models.config import declare
+from treadle.models.decoder import decoder, pre_norm_layer
+from treadle.models.experts import MAX_EXPERTS, ExpertsConfig
+from treadle.models.registry import Family
+from treadle.models.spec import Architecture, Op
+from treadle.models.windows import even_layers_up_to
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Qwen2MoeConfig(ExpertsConfig):
+    MODEL_TYPE: ClassVar[str] = "qwen2_moe"
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("Qwen2MoeForCausalLM",)
+    GGUF_ARCHITECTURE: ClassVar[str | None] = "qwen2moe"
+
+    num_experts: int = declare(gguf="expert_count", reader=experts.num_experts_or(60))
+    num_experts_per_tok: int = declare(4, gguf="expert_used_count", bounds=(1, MAX_EXPERTS))
+    moe_intermediate_size: int = declare(1408, gguf="expert_feed_forward_length")
+    shared_expert_intermediate_size: int = declare(5632, gguf="expert_shared_feed_forward_length")
+    norm_topk_prob: bool = declare(False, gguf="expert_weights_norm")
+    qkv_bias: bool = declare(True, gguf_tensor="blk.0.attn_q.bias")
+    sparse: tuple[bool, ...] = declare(reader=experts.sparse_layers)
+    windows: tuple[int, ...] = declare(reader=even_layers_up_to)
+
+
+def architecture(config: Qwen2MoeConfig) -> Architecture:
+    prefix = HF_LAYER + "mlp."
+    params = config.moe_params(
+        config.moe_intermediate_size,
+        normalise=int(config.norm_topk_prob),
+        shared_intermediate=config.shared_expert_intermediate_size,
+    )
+    names = experts.whole(prefix, router="gate.weight", shared_router="shared_expert_gate.weight")
+    names |= experts.whole(prefix, **experts.shared_projections("shared_expert.{part}_proj.weight"))
+    names |= experts.apart(prefix, config.num_experts, **experts.projections("experts.{expert}.{part}_proj.weight"))
+    moe = experts.moe(params, names, config.hidden_size)
+    mlp = blocks.mlp(config.intermediate_size, config.hidden_act)
+
+    def layer(window: int, sparse: bool) -> tuple[Op, ...]:
+        biases = ("q_bias", "k_bias", "v_bias") if config.qkv_bias else ()
+        attention = blocks.attention(config.attention_params(window), config.rope, biases)
+        return pre_norm_layer(config, attention, moe if sparse else mlp)
+
+    return decoder(config, tuple(layer(*of_layer) for of_layer in zip(config.windows, config.sparse, strict=True)))
+
+
+FAMILY = Family(Qwen2MoeConfig, architecture)
