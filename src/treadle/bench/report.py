@@ -65,6 +65,7 @@ def run_bench(
     return {
         "model": engine.info.model,
         "backend": engine.info.backend,
+        "fallback": engine.info.instead_of,
         "isa": engine.info.isa,
         "threads": engine.info.threads,
         "numerics": engine.info.numerics,

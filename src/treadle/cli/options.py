@@ -52,6 +52,15 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
         "--family-file", metavar="FILE", help="a Python file that describes the model's family (see treadle onboard)"
     )
     add_quantize_option(parser)
+    parser.add_argument(
+        "--fallback", metavar="BACKEND", help="runs the whole plan where the backend cannot; without it that is refused"
+    )
+    parser.add_argument(
+        "--disable-fusion",
+        action="append",
+        metavar="NAME",
+        help="leave out a fusion of the backend: attention_block, mlp_block, ...; may be repeated",
+    )
     parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
     parser.add_argument(
         "--no-weight-cache",
@@ -117,6 +126,8 @@ ENGINE_FIELDS = (
     "quantize",
     "family_file",
     "allow_per_slot",
+    "disable_fusion",
+    "fallback",
     "weight_cache",
 )
 

@@ -99,6 +99,8 @@ def report(llm: "LLM", output: "RequestOutput") -> dict[str, object]:
             "measured_bytes": llm.memory_measured_bytes,
             "peak_rss_bytes": peak_rss_bytes(),
         },
+        "backend": llm.info.backend,
+        "fallback": llm.info.instead_of,
         "plan": {
             "hash": llm.info.plan_hash,
             "instructions": llm.info.instructions,

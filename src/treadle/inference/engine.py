@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.errors import InvalidRequest, OutOfMemoryQuote
+from treadle.errors import (
+    BackendUnavailable,
+    InvalidInstructionBinding,
+    InvalidRequest,
+    OutOfMemoryQuote,
+    TreadleError,
+    UnsupportedOpcode,
+)
 from treadle.formats.chat_template import ChatTemplate
 from treadle.formats.gguf import GGUFFile
 from treadle.formats.hub import (
@@ -29,7 +37,7 @@ from treadle.formats.hub import (
 )
 from treadle.formats.tensors import dequantise
 from treadle.formats.tokenizer import Tokenizer
-from treadle.inference.backends import BackendOptions, Numerics, create
+from treadle.inference.backends import BACKENDS, BackendOptions, Numerics, create
 from treadle.inference.backends.base import Backend
 from treadle.inference.core import EngineCore
 from treadle.inference.cost import StepCost, step_cost
@@ -75,6 +83,8 @@ __all__ = [
     "write_synthetic",
 ]
 
+REFUSALS: Final = (UnsupportedOpcode, InvalidInstructionBinding, BackendUnavailable)
+"""How a backend says, before anything runs, that it cannot run a plan."""
 DEFAULT_MAX_MODEL_LEN: Final = 8192
 DEFAULT_STATE_TOKENS: Final = 16384
 DEFAULT_SEQUENCES: Final = 8
@@ -114,6 +124,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """A Python file that describes the model's family; it is run, and stands in for the families treadle brings."""
     allow_per_slot: bool = False
     """Bind a backend that runs some ops slot by slot."""
+    disable_fusion: tuple[str, ...] = ()
+    """The backend's own fusions that are left out: slower, and on cpu the same bits."""
+    fallback: str | None = None
+    """A backend for the whole plan where `backend` cannot run it; without one that is refused."""
     weight_cache: bool = True
     """Map packed weights that an earlier start kept on disk, and keep those of this one."""
 
@@ -122,6 +136,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InvalidRequest(f"{name} must be a positive integer, found {value!r}")
+        if self.fallback is not None and (self.fallback not in BACKENDS or self.fallback == self.backend):
+            others = ", ".join(name for name in BACKENDS if name != self.backend)
+            raise InvalidRequest(f"fallback must be another backend ({others}), found {self.fallback!r}")
         if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
             raise InvalidRequest(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {self.kv_dtype!r}")
         if self.quantize is not None and self.quantize not in QUANTISED_TYPES:
@@ -174,6 +191,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     peak_registers: int
     plan_bytes: int
     max_model_len: int
+    instead_of: str | None
+    """Why the backend asked for does not run it, where this one is the fallback."""
     weights_mapped: bool
     """Whether the weights came packed from the weight cache."""
     load_s: float
@@ -317,11 +336,10 @@ def load(
     BackendUnavailable, OutOfMemoryQuote (before anything is allocated).
     """
     began = time.monotonic()
-    backend = _backend(options)
     quantisation = _quantisation(options.quantize, options.threads)
     found, checkpoint = _opened(model, quantisation, options)
     try:
-        plans, layout = _compiled(checkpoint, backend, options, inspector)
+        plans, layout, backend, instead = _laid_out(checkpoint, options, inspector)
         quote = layout.quote()
         _check_memory(quote, available_bytes())
         text_tools = Text.of(checkpoint)
@@ -344,7 +362,7 @@ def load(
         encoder=encoder,
         text=text_tools,
         plans=plans,
-        read_info=lambda: _info(found, plans, limits, backend, executor.weights_mapped, load_s),
+        read_info=lambda: _info(found, plans, limits, backend, instead, executor.weights_mapped, load_s),
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
         cost=step_cost(layout, exact=options.numerics == "exact"),
@@ -355,13 +373,12 @@ def load(
 def describe(model: str | Path, options: EngineOptions) -> Description:
     """Compiles and quotes without reading or allocating weights. Raises as `load`, but not OutOfMemoryQuote."""
     began = time.monotonic()
-    backend = _backend(options)
     found, checkpoint = _opened(model, _quantisation(options.quantize, options.threads), options)
     try:
-        plans, layout = _compiled(checkpoint, backend, options)
+        plans, layout, backend, instead = _laid_out(checkpoint, options)
     finally:
         checkpoint.close()
-    info = _info(found, plans, layout.limits, backend, False, time.monotonic() - began)
+    info = _info(found, plans, layout.limits, backend, instead, False, time.monotonic() - began)
     return Description(plans, info, layout)
 
 
@@ -469,8 +486,42 @@ def write_synthetic(model: str, path: str | Path) -> Path:
     return write(model, path)
 
 
-def _backend(options: EngineOptions) -> Backend:
-    return create(options.backend, BackendOptions(options.threads, options.numerics, _decode))
+def _backend(options: EngineOptions, name: str) -> Backend:
+    """`name`: the backend asked for, or its fallback, for which no fusion is left out."""
+    fusions = frozenset(options.disable_fusion) if name == options.backend else frozenset()
+    return create(name, BackendOptions(options.threads, options.numerics, _decode, fusions))
+
+
+def _laid_out(
+    checkpoint: Checkpoint, options: EngineOptions, inspector: Inspector | None = None
+) -> tuple[ModelPlans, Layout, Backend, str | None]:
+    """The plans, sized for the backend asked for; or for the fallback, whole, with why the other one refused.
+
+    Raises what the backend refused with, naming the backends that would run the plans, where no fallback is given.
+    """
+    try:
+        backend = _backend(options, options.backend)
+        return *_compiled(checkpoint, backend, options, inspector), backend, None
+    except REFUSALS as error:
+        if options.fallback is None:
+            others = [name for name in BACKENDS if name != options.backend and _runs(checkpoint, options, name)]
+            hint = f"; --fallback {others[0]} runs it whole" if others else ""
+            raise type(error)(f"{error}{hint}") from None
+        reason = str(error)
+    logging.getLogger("treadle").warning(
+        "%s cannot run this plan (%s); all of it runs on %s, the fallback", options.backend, reason, options.fallback
+    )
+    backend = _backend(options, options.fallback)
+    return *_compiled(checkpoint, backend, options, inspector), backend, reason
+
+
+def _runs(checkpoint: Checkpoint, options: EngineOptions, name: str) -> bool:
+    """Whether a backend would take the plans."""
+    try:
+        _compiled(checkpoint, _backend(options, name), msgspec.structs.replace(options, allow_per_slot=True))
+    except TreadleError:
+        return False
+    return True
 
 
 def _quantisation(name: str | None, threads: int | None) -> Quantisation | None:
@@ -531,6 +582,7 @@ def _info(
     plans: ModelPlans,
     limits: StepLimits,
     backend: Backend,
+    instead_of: str | None,
     weights_mapped: bool,
     load_s: float,
 ) -> EngineInfo:
@@ -551,6 +603,7 @@ def _info(
         peak_registers=max(stage.peak_registers for stage in stages),
         plan_bytes=len(data),
         max_model_len=limits.max_seq_len,
+        instead_of=instead_of,
         weights_mapped=weights_mapped,
         load_s=load_s,
     )

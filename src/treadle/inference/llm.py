@@ -53,6 +53,8 @@ class LLM:
         quantize: str | None = None,
         family_file: str | None = None,
         allow_per_slot: bool = False,
+        disable_fusion: Sequence[str] = (),
+        fallback: str | None = None,
         weight_cache: bool = True,
         progress: Progress | None = None,
         inspector: Inspector | None = None,
@@ -70,6 +72,8 @@ class LLM:
             quantize=quantize,
             family_file=family_file,
             allow_per_slot=allow_per_slot,
+            disable_fusion=tuple(disable_fusion),
+            fallback=fallback,
             weight_cache=weight_cache,
         )
         self._loaded: Engine | None = load(model, options, progress, inspector)

@@ -24,17 +24,25 @@ class BackendOptions:
     threads: int | None
     numerics: Numerics
     decode: Callable[[TensorView], NDArray[np.float32]]
+    disabled_fusions: frozenset[str] = frozenset()
+    """Lowering passes of the backend that are left out."""
 
 
 def _cpu(options: BackendOptions) -> Backend:
     from treadle.inference.backends.cpu import CpuBackend
+    from treadle.inference.backends.cpu_lowering import FUSIONS
 
-    return CpuBackend(threads=options.threads, numerics=options.numerics)
+    unknown = options.disabled_fusions - FUSIONS
+    if unknown:
+        raise BackendUnavailable(f"cpu has no fusion {min(unknown)!r}; it has: {', '.join(sorted(FUSIONS))}")
+    return CpuBackend(options.threads, options.numerics, fusions=FUSIONS - options.disabled_fusions)
 
 
 def _reference(options: BackendOptions) -> Backend:
     from treadle.inference.backends.reference import ReferenceBackend
 
+    if options.disabled_fusions:
+        raise BackendUnavailable(f"reference fuses nothing; it has no fusion {min(options.disabled_fusions)!r}")
     return ReferenceBackend(options.decode)
 
 

@@ -1,0 +1,115 @@
+"""A backend that cannot run a plan: refused by name, or all of it on the fallback that was asked for; and fusions."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from treadle.cli.main import main
+from treadle.errors import BackendUnavailable, InvalidRequest, UnsupportedBatchSize, UnsupportedOpcode
+from treadle.inference import backends
+from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.llm import LLM
+from treadle.plan.adapters import AdapterTable
+
+IDS = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.fixture
+def no_swiglu(monkeypatch):
+    """A cpu backend without an adapter for one op of every model."""
+    from treadle.inference.backends.cpu import CpuBackend
+    from treadle.plan.ir import Opcode
+
+    table = CpuBackend.table
+    entries = {opcode: (table.get(opcode), table.capabilities[opcode]) for opcode in table.claimed() - {Opcode.SWIGLU}}
+    monkeypatch.setattr(CpuBackend, "table", AdapterTable("cpu", entries))
+
+
+def test_without_a_fallback_the_refusal_says_what_would_run(no_swiglu, tiny_checkpoint):
+    refusal = r"instruction 5 \(swiglu\): backend cpu has no adapter for it; --fallback reference runs it whole"
+    with pytest.raises(UnsupportedOpcode, match=refusal):
+        LLM(tiny_checkpoint("llama"), max_num_seqs=1)
+    with pytest.raises(UnsupportedOpcode, match=refusal):
+        describe(tiny_checkpoint("llama"), EngineOptions(max_num_seqs=1))
+
+
+def test_the_whole_plan_runs_on_the_fallback_and_it_is_said(no_swiglu, tiny_checkpoint, caplog):
+    caplog.set_level(logging.WARNING, "treadle")
+    with LLM(tiny_checkpoint("llama"), max_num_seqs=1, numerics="exact", fallback="reference") as llm:
+        found = llm.logits(IDS)
+        assert llm.info.backend == "reference"
+        assert llm.info.instead_of == "instruction 5 (swiglu): backend cpu has no adapter for it"
+    (told,) = [record.getMessage() for record in caplog.records if "fallback" in record.getMessage()]
+    assert told.startswith("cpu cannot run this plan (instruction 5 (swiglu)") and "all of it runs on reference" in told
+    with LLM(tiny_checkpoint("llama"), max_num_seqs=1, backend="reference", numerics="exact") as llm:
+        np.testing.assert_array_equal(found, llm.logits(IDS))
+        assert llm.info.instead_of is None
+
+
+def test_the_fallbacks_own_limits_hold(no_swiglu, tiny_checkpoint):
+    with pytest.raises(UnsupportedBatchSize, match="reference runs it slot by slot"):
+        LLM(tiny_checkpoint("llama"), max_num_seqs=2, fallback="reference")
+
+
+def test_a_fallback_that_is_not_needed_changes_nothing(tiny_checkpoint, caplog):
+    with LLM(tiny_checkpoint("llama"), fallback="reference") as llm:
+        assert (llm.info.backend, llm.info.instead_of) == ("cpu", None)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_a_fallback_is_another_backend(name):
+    with pytest.raises(InvalidRequest, match=r"fallback must be another backend \(reference\)"):
+        EngineOptions(fallback=name)
+
+
+def test_a_backend_that_is_not_there_can_be_stood_in_for(tiny_checkpoint, monkeypatch):
+    def missing(options):
+        raise BackendUnavailable("torch is not installed")
+
+    monkeypatch.setitem(backends.BACKENDS, "torch", missing)
+    with pytest.raises(BackendUnavailable, match="torch is not installed; --fallback cpu runs it whole"):
+        LLM(tiny_checkpoint("llama"), backend="torch")
+    with LLM(tiny_checkpoint("llama"), backend="torch", fallback="cpu") as llm:
+        assert (llm.info.backend, llm.info.instead_of) == ("cpu", "torch is not installed")
+
+
+def test_json_says_it(no_swiglu, tiny_checkpoint, capsys):
+    path = str(tiny_checkpoint("llama"))
+    options = ["--max-num-seqs", "1", "--max-tokens", "2", "--fallback", "reference", "--json"]
+    assert main(["run", path, "Hello", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["backend"] == "reference" and told["fallback"].startswith("instruction 5 (swiglu)")
+
+
+FUSIONS = ["attention_block", "mlp_block", "norm_lm_head"]
+
+
+@pytest.mark.parametrize("names", [[name] for name in FUSIONS] + [FUSIONS])
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_fusions_switch_off_without_changing_a_bit(names, numerics, tiny_checkpoint):
+    with LLM(tiny_checkpoint("llama"), numerics=numerics) as fused:
+        expected = fused.logits(IDS)
+    with LLM(tiny_checkpoint("llama"), numerics=numerics, disable_fusion=names) as plain:
+        np.testing.assert_array_equal(plain.logits(IDS), expected)
+
+
+def test_fewer_fusions_mean_more_dispatches(tiny_checkpoint):
+    """So that the test before this one compares two different programs."""
+    from treadle.inference.cost import counting
+
+    counted = []
+    for names in ((), ("mlp_block",)):
+        with LLM(tiny_checkpoint("llama"), disable_fusion=names) as llm, counting(llm.engine.core) as counters:
+            llm.logits(IDS)
+            counted.append(sum(counters.dispatches.values()))
+    assert counted[1] == counted[0] + 2 * 3  # three layers, three ops instead of one
+
+
+def test_unknown_fusions_are_named(tiny_checkpoint):
+    with pytest.raises(BackendUnavailable, match=r"cpu has no fusion 'warp'; it has: .*mlp_block"):
+        LLM(tiny_checkpoint("llama"), disable_fusion=["warp"])
+    with pytest.raises(BackendUnavailable, match="reference fuses nothing; it has no fusion 'mlp_block'"):
+        LLM(tiny_checkpoint("llama"), backend="reference", max_num_seqs=1, disable_fusion=["mlp_block"])
