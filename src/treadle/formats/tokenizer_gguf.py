@@ -15,6 +15,7 @@ from treadle.formats.byte_level import byte_level_bytes, byte_token
 from treadle.formats.gguf import StringArray, Value
 from treadle.formats.pre_tokenizers import PRE_TOKENIZERS
 from treadle.formats.tokenizer_parts import PieceTable, TokenizerParts, guarded
+from treadle.formats.tokenizer_splits import Pieces
 
 __all__ = ["load_gguf"]
 
@@ -183,19 +184,23 @@ def merges_from_scores(tokens: list[str], types: list[int], scores: list[float])
 
     Only normal and user-defined pieces take part: text that happens to spell a control token must not become it.
     """
-    mergeable = {
-        token: number
-        for number, token in enumerate(tokens)
-        if types[number] in (NORMAL, USER_DEFINED) and 0 < len(token) <= MAX_SCORED_TOKEN
-    }
-    find = mergeable.get
-    ranked: list[tuple[float, int, int, int]] = []
-    for token, number in mergeable.items():
-        for middle in range(1, len(token)):
-            if (left := find(token[:middle])) is not None and (right := find(token[middle:])) is not None:
-                ranked.append((-scores[number], number, left, right))
-    ranked.sort()
-    return [(tokens[left], tokens[right]) for _, _, left, right in ranked]
+    kept = [
+        number
+        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in (NORMAL, USER_DEFINED) and 0 < len(token) <= MAX_SCORED_TOKEN
+    ]
+    if not kept:
+        return []
+    with guarded(f"metadata {PREFIX}tokens"):
+        pieces = Pieces([tokens[number] for number in kept])
+    whole, left, right = pieces.splits()
+    by_score = np.argsort(-np.array(scores, np.float64)[kept], kind="stable")
+    rank = np.empty(len(kept), np.int64)
+    rank[by_score] = np.arange(len(kept))
+    order = np.argsort(rank[whole] * len(kept) + left)
+    ids = np.array(kept)
+    piece = tokens.__getitem__
+    return list(zip(map(piece, ids[left[order]].tolist()), map(piece, ids[right[order]].tolist()), strict=True))
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
