@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", help="a folder with config.json and safetensors to compare instead of the matrix"
+    )
     parser.add_argument("--family", metavar="F", help="only this family")
     parser.add_argument("--case", metavar="C", help="only the cases of this name")
     parser.add_argument("--backend", choices=("reference", "cpu"), help="only this backend")
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
+    from treadle.parity.certify import record, run_checkpoint
     from treadle.parity.matrix import read_matrix
     from treadle.parity.report import line, page, summary, totals, trace_lines
     from treadle.parity.run import choose_settings, run_cases
@@ -44,10 +48,17 @@ def execute(options: argparse.Namespace) -> int:
     if options.flips:
         return _flips(cases, matrix.defaults, options)
     settings = choose_settings(options.backend, options.numerics)
+    chosen = (settings, options.threads, options.trace, _say)
+    if options.model is None:
+        run = run_cases(cases, matrix.defaults, *chosen)
+    else:
+        run = run_checkpoint(Path(options.model), matrix.defaults, *chosen)
     reports = []
     try:
-        for report in run_cases(cases, matrix.defaults, settings, options.threads, options.trace, _say):
+        for report in run:
             reports.append(report)
+            if report.status == "passed":
+                record(report)
             if not options.json:
                 _say("")
                 print(line(report), flush=True)

@@ -49,18 +49,28 @@ def execute(options: argparse.Namespace) -> int:
     if options.memory:
         show_memory(description, as_json=options.json)
     elif options.json:
-        print(json.dumps(description.plan_dict))
+        print(json.dumps({**description.plan_dict, "certified": description.info.certified}))
     else:
         print(description.plan_text)
+        print(heading(description), file=sys.stderr)
     return 0
+
+
+def heading(description: "Description") -> str:
+    info = description.info
+    certified = "certified" if info.certified else "uncertified"
+    return (
+        f"{info.model} on {info.backend}, {info.numerics}, {certified}, "
+        f"sequences of at most {info.max_model_len} tokens"
+    )
 
 
 def show_memory(description: "Description", *, as_json: bool) -> None:
     figures = {name: int(getattr(description.memory_quote, name)) for name in MEMORY_ROWS}
-    if as_json:
-        print(json.dumps(figures))
-        return
     info = description.info
-    print(f"{info.model} on {info.backend}, {info.numerics}, sequences of at most {info.max_model_len} tokens")
+    if as_json:
+        print(json.dumps({**figures, "certified": info.certified}))
+        return
+    print(heading(description))
     for name, label in MEMORY_ROWS.items():
         print(f"  {label:18} {figures[name]:>15,}  {human_bytes(figures[name]):>9}")

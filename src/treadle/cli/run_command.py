@@ -106,6 +106,7 @@ def report(llm: "LLM", output: "RequestOutput") -> dict[str, object]:
             "instructions": llm.info.instructions,
             "peak_registers": llm.info.peak_registers,
         },
+        "certified": llm.info.certified,
     }
 
 
@@ -116,12 +117,14 @@ def summary(llm: "LLM", output: "RequestOutput") -> str:
     info = llm.info
     prompt, generated = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
     prefill, decode = rates(output)
+    certified = "certified" if info.certified else "uncertified"
     plan = f"{info.instructions} instructions, {human_bytes(info.plan_bytes)}, {info.peak_registers} registers"
     memory = f"{human_bytes(llm.memory_measured_bytes)} as quoted, peak resident {human_bytes(peak_rss_bytes())}"
     if llm.memory_measured_bytes != llm.memory_quote.total_bytes:
         memory = memory.replace("as quoted", f"(quoted {human_bytes(llm.memory_quote.total_bytes)})")
     return (
-        f"[{info.model} on {info.backend} ({info.isa}, {info.threads} threads, {info.numerics}) | plan: {plan}]\n"
+        f"[{info.model} on {info.backend} ({info.isa}, {info.threads} threads, {info.numerics}), {certified} | "
+        f"plan: {plan}]\n"
         f"[load {info.load_s:.2f} s | prompt {prompt} tokens at {prefill:.0f}/s | "
         f"answer {generated} tokens at {decode:.0f}/s | memory {memory}]"
     )

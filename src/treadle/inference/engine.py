@@ -39,6 +39,7 @@ from treadle.formats.tensors import dequantise
 from treadle.formats.tokenizer import Tokenizer
 from treadle.inference.backends import BACKENDS, BackendOptions, Numerics, create
 from treadle.inference.backends.base import Backend
+from treadle.inference.certificates import CertificateStore, Identity
 from treadle.inference.core import EngineCore
 from treadle.inference.cost import StepCost, step_cost
 from treadle.inference.encoder import Encoder, Tokens
@@ -46,7 +47,15 @@ from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, 
 from treadle.inference.inspection import Inspector
 from treadle.inference.memory import available_bytes
 from treadle.inference.state import StatePool
-from treadle.inference.weight_cache import LIMIT_VARIABLE, CachedWeights, Place, SourceFile, WeightCache, limit_from
+from treadle.inference.weight_cache import (
+    LIMIT_VARIABLE,
+    CachedWeights,
+    Place,
+    SourceFile,
+    WeightCache,
+    limit_from,
+    source_name,
+)
 from treadle.models.checkpoint import Checkpoint, open_checkpoint, open_synthetic
 from treadle.models.compile import CompileOptions
 from treadle.models.quantisation import FLOAT_TYPES, QUANTISED_TYPES, Quantisation
@@ -70,6 +79,7 @@ __all__ = [
     "MemoryQuote",
     "QuantizeReport",
     "ResolvedModel",
+    "certificates",
     "describe",
     "list_models",
     "load",
@@ -196,6 +206,9 @@ class EngineInfo(msgspec.Struct, frozen=True):
     weights_mapped: bool
     """Whether the weights came packed from the weight cache."""
     load_s: float
+    identity: Identity
+    certified: bool
+    """Whether a certificate says that these weights on this backend agreed with transformers."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +309,8 @@ class Engine:
     cost: StepCost
     place: Place | None
     """The model's place in the weight cache; to be finished when the engine is done."""
+    files: tuple[SourceFile, ...]
+    """What the weights were read from."""
 
     @property
     def core(self) -> EngineCore:
@@ -347,7 +362,7 @@ def load(
         executor = Executor(layout, backend, checkpoint.weights, progress, place)
     finally:
         checkpoint.close()
-    limits = layout.limits
+    limits, files = layout.limits, _files(checkpoint)
     runner = executor if inspector is None else inspector.around(executor)
     generator = encoder = None
     if plans.encode is not None:
@@ -362,11 +377,12 @@ def load(
         encoder=encoder,
         text=text_tools,
         plans=plans,
-        read_info=lambda: _info(found, plans, limits, backend, instead, executor.weights_mapped, load_s),
+        read_info=lambda: _info(found, plans, limits, backend, instead, files, options, executor.weights_mapped, load_s),
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
         cost=step_cost(layout, exact=options.numerics == "exact"),
         place=place,
+        files=files,
     )
 
 
@@ -378,7 +394,8 @@ def describe(model: str | Path, options: EngineOptions) -> Description:
         plans, layout, backend, instead = _laid_out(checkpoint, options)
     finally:
         checkpoint.close()
-    info = _info(found, plans, layout.limits, backend, instead, False, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    info = _info(found, plans, layout.limits, backend, instead, _files(checkpoint), options, False, seconds)
     return Description(plans, info, layout)
 
 
@@ -564,8 +581,16 @@ def _place(
         return None
     if quantisation is not None:
         packing += " of " + quantisation.signature(layout.dtypes.values())
-    files = [SourceFile(file.path, file.stat) for file in checkpoint.tensors.files]
-    return Place(cache, name, files, packing, backend.checksum)
+    return Place(cache, name, _files(checkpoint), packing, backend.checksum)
+
+
+def _files(checkpoint: Checkpoint) -> tuple[SourceFile, ...]:
+    return tuple(SourceFile(file.path, file.stat) for file in checkpoint.tensors.files)
+
+
+def certificates() -> CertificateStore:
+    """The certificates under treadle's home."""
+    return CertificateStore(home_directory() / "certificates")
 
 
 def _check_memory(quote: MemoryQuote, available: int | None) -> None:
@@ -583,6 +608,8 @@ def _info(
     limits: StepLimits,
     backend: Backend,
     instead_of: str | None,
+    files: tuple[SourceFile, ...],
+    options: EngineOptions,
     weights_mapped: bool,
     load_s: float,
 ) -> EngineInfo:
@@ -590,6 +617,9 @@ def _info(
 
     data = encode(plans)
     described = backend.describe()
+    plan_hash, numerics = data[-_HASH_BYTES:].hex(), str(described["numerics"])
+    source = source_name(files)
+    identity = Identity(plan_hash, backend.kernels(), backend.name, numerics, options.quantize, source)
     stages = plans.stages()
     return EngineInfo(
         model=found.name,
@@ -597,8 +627,8 @@ def _info(
         backend=backend.name,
         isa=str(described["isa"]),
         threads=int(described["threads"]),
-        numerics=str(described["numerics"]),
-        plan_hash=data[-_HASH_BYTES:].hex(),
+        numerics=numerics,
+        plan_hash=plan_hash,
         instructions=max(len(stage.plan.instructions) for stage in stages),
         peak_registers=max(stage.peak_registers for stage in stages),
         plan_bytes=len(data),
@@ -606,4 +636,6 @@ def _info(
         instead_of=instead_of,
         weights_mapped=weights_mapped,
         load_s=load_s,
+        identity=identity,
+        certified=bool(files) and certificates().find(identity, weight_cache().known_content(source)) is not None,
     )

@@ -42,6 +42,7 @@ from treadle.inference.weight_file import (
     read_header,
     remove_abandoned,
     write,
+    write_small,
 )
 
 LIMIT_VARIABLE: Final = "TREADLE_CACHE_LIMIT"
@@ -154,6 +155,13 @@ class WeightCache:
         known = self._sources().get(source)
         return None if known is None else known.content
 
+    def known_content(self, source: str) -> str | None:
+        """As `content_of`; None also where the index cannot be read."""
+        try:
+            return None if self.off else self.content_of(source)
+        except (Unusable, OSError):
+            return None
+
     def remember(self, source: str, content: str) -> None:
         """Raises OSError. Of two processes that remember at once one may be forgotten, which costs one packing."""
         try:
@@ -162,16 +170,7 @@ class WeightCache:
             sources = {}
         sources[source] = _Source(content, time.time_ns())
         newest = sorted(sources.items(), key=lambda item: item[1].seen)[-MAX_SOURCES:]
-        path = self.directory / INDEX_NAME
-        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(dict(newest)))
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_small(self.directory / INDEX_NAME, msgspec.json.encode(dict(newest)))
 
     def _sources(self) -> dict[str, _Source]:
         try:
@@ -203,7 +202,7 @@ class Place:
         self._files = tuple(files)
         self._packing = _sha256(packing.encode())
         self._checksum = checksum
-        self._source = _sha256(repr([file.identity for file in files]).encode())
+        self._source = source_name(files)
         self._settled = all(file.settled for file in files)
         self._stop = threading.Event()
         self._writer: threading.Thread | None = None
@@ -266,7 +265,7 @@ class Place:
     def _keep(self, weights: Bytes, checksum: int) -> None:
         try:
             self._cache.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            content = _sha256(*(_content(file, self._stop) for file in self._files))
+            content = content_name(self._files, self._stop)
             path = self._cache.path_of(content, self._packing)
             if path == self._damaged or not _is_sound(path):
                 self._cache.make_room(weights.nbytes, path)
@@ -284,6 +283,16 @@ class Place:
             pass
         except (Unusable, OSError) as error:
             _notice(f"{self._cache.directory}: the packed weights of {self._model} were not kept: {_reason(error)}")
+
+
+def source_name(files: Sequence[SourceFile]) -> str:
+    """Names files as they are on this disk, without reading them."""
+    return _sha256(repr([file.identity for file in files]).encode())
+
+
+def content_name(files: Sequence[SourceFile], stop: threading.Event | None = None) -> str:
+    """Names what is in files, hex SHA-256. Raises Unusable where one changed meanwhile, Stopped, OSError."""
+    return _sha256(*(_content(file, stop or threading.Event()) for file in files))
 
 
 def packing_name(layout: Iterable[tuple[msgspec.Struct, int, int]], packing: str) -> str:

@@ -69,6 +69,19 @@ def clipped(text: str) -> str:
     return printable.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
 
 
+def write_small(path: Path, data: bytes) -> None:
+    """A file of this user alone that appears whole or not at all. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def open_trusted(path: Path) -> int:
     """A descriptor of a regular file that only this user and root can have written. Raises Unusable, OSError."""
     try:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from treadle.errors import InvalidRequest
 
@@ -41,6 +42,28 @@ def seeded_model(class_name: str, config: Mapping[str, Any], seed: int) -> trans
     model = kind._from_config(made, dtype=torch.float32, attn_implementation="eager")
     fill(model, seed)
     return cast(transformers.PreTrainedModel, model.eval())
+
+
+def load(path: Path) -> transformers.PreTrainedModel:
+    """The model of a checkpoint's directory, in f32. Raises InvalidRequest naming what transformers says."""
+    kind: Any = transformers.AutoModelForCausalLM
+    try:
+        model = kind.from_pretrained(
+            path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InvalidRequest(f"{path}: transformers cannot open it: {error}") from None
+    return cast(transformers.PreTrainedModel, model.eval())
+
+
+def token_ids(path: Path, text: str) -> list[int] | None:
+    """Ids of a text by the checkpoint's tokenizer.json; None without one."""
+    file = path / "tokenizer.json"
+    return list(Tokenizer.from_file(str(file)).encode(text).ids) if file.is_file() else None
+
+
+def versions() -> dict[str, str]:
+    return {"transformers": transformers.__version__, "torch": str(torch.__version__)}
 
 
 def full_config(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:

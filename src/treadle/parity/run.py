@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import BackendUnavailable, InvalidRequest, TreadleError
+from treadle.inference.certificates import Identity
+from treadle.inference.engine import weight_cache
 from treadle.inference.llm import LLM
+from treadle.inference.weight_cache import content_name
 from treadle.parity.compare import agreement, noise, relative_error
 from treadle.parity.matrix import Case, Defaults
 from treadle.parity.trace import TracePoint, against_oracle, between_ways, inspect
@@ -67,6 +70,8 @@ class CaseReport(msgspec.Struct, kw_only=True):
     """Those that did not."""
     positions: int = 0
     plan_hash: str = ""
+    weights_hash: str = ""
+    identity: Identity | None = None
     seconds: float = 0.0
     status: str = "passed"
     message: str = ""
@@ -151,7 +156,8 @@ def run_subject(
     try:
         path = subject.checkpoint(setting)
         with LLM(path, **options) as llm:
-            report.plan_hash = llm.info.plan_hash
+            report.plan_hash, report.identity = llm.info.plan_hash, llm.info.identity
+            report.weights_hash = weights_hash(llm)
             ways = feed(llm, subject.prompts, defaults.chunks)
     except TreadleError as error:
         report.status, report.message = "failed", f"{type(error).__name__}: {error}"
@@ -161,6 +167,12 @@ def run_subject(
             locate(report, subject, defaults, path, options)
     report.seconds = round(time.monotonic() - began, 3)
     return report
+
+
+def weights_hash(llm: LLM) -> str:
+    """Of the files' content, which the weight cache may know without reading them."""
+    files = llm.engine.files
+    return weight_cache().known_content(llm.info.identity.source) or content_name(files)
 
 
 def engine_options(setting: Setting, sequences: int) -> dict[str, Any]:

@@ -84,6 +84,10 @@ class Backend(Protocol):
 
     def link(self, request: LinkRequest) -> BoundProgram: ...
 
+    def kernels(self) -> str:
+        """Hex SHA-256 of the code that computes: equal hashes, equal bits."""
+        ...
+
     def describe(self) -> Mapping[str, str | int]:
         """What a user may want to know: isa, threads, numerics, ..."""
         ...

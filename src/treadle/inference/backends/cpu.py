@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from treadle.errors import BackendUnavailable, Cancelled, InvalidRequest, Invali
 from treadle.inference.backends.base import BoundProgram, LinkRequest
 from treadle.inference.backends.cpu_count import default_threads
 from treadle.inference.backends.cpu_lowering import FUSIONS, Lowered, lower
+from treadle.inference.certificates import code_hash
 from treadle.inference.sampling import Sampling, check_record
 from treadle.plan.adapters import AdapterCapability, AdapterTable
 from treadle.plan.context import ExecutionContext
@@ -143,6 +145,9 @@ class CpuBackend:
         program = self._bind(compiled, request.dtypes, request.limits, registers, weights, states)
         program.set_workspace(_address(request.workspace), request.workspace.nbytes)
         return CpuProgram(program, request)
+
+    def kernels(self) -> str:
+        return code_hash([Path(_native.__file__)])
 
     def describe(self) -> Mapping[str, str | int]:
         """The ISA and threads that steps run on, and the numeric mode."""

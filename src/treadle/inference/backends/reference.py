@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from treadle.inference.backends import reference_mlp as mlp
 from treadle.inference.backends import reference_pool as pool
 from treadle.inference.backends.base import F32, Bytes, LinkRequest
 from treadle.inference.backends.reference_bound import I32, NUMPY, Adapter, Bound, Register, Step
+from treadle.inference.certificates import code_hash
 from treadle.inference.edits import RowEdits
 from treadle.inference.memory import aligned
 from treadle.inference.sampling import Sampling
@@ -347,6 +349,10 @@ class ReferenceBackend:
 
     def link(self, request: LinkRequest) -> ReferenceProgram:
         return ReferenceProgram(request)
+
+    def kernels(self) -> str:
+        folders = ((Path(ops.__file__).parent, "*.py"), (Path(__file__).parent, "reference*.py"))
+        return code_hash([file for folder, names in folders for file in sorted(folder.glob(names))])
 
     def describe(self) -> Mapping[str, str | int]:
         return {"isa": "numpy", "threads": 1, "numerics": "exact"}
