@@ -377,7 +377,9 @@ def load(
         encoder=encoder,
         text=text_tools,
         plans=plans,
-        read_info=lambda: _info(found, plans, limits, backend, instead, files, options, executor.weights_mapped, load_s),
+        read_info=lambda: _info(
+            found, plans, limits, backend, instead, files, options, executor.weights_mapped, load_s
+        ),
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
         cost=step_cost(layout, exact=options.numerics == "exact"),
