@@ -65,6 +65,8 @@ lint: .venv/.dev
 	lint-imports
 	deptry src
 	python tools/check_native_includes.py
+	python tools/check_vocabulary.py
+	python tools/check_windows.py
 	clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
 .PHONY: format

@@ -1,4 +1,4 @@
-"""Holds the layers of native/: who may include whom, and no model words in the kernels.
+"""Holds the layers of native/: who may include whom. (Their words: check_vocabulary.py.)
 
 contract includes the standard library only; compute includes itself only; inference includes contract and compute.
 Prints one line per breach and exits 1 if there is any.
@@ -18,7 +18,6 @@ ALLOWED: dict[str, set[str]] = {
     "tests": {"contract", "compute", "inference", "tests", "."},
     ".": {".", "contract", "compute", "inference"},
 }
-MODEL_WORDS = re.compile(r"token|prompt|vocab|llama|mistral|gemma|qwen", re.IGNORECASE)
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 
@@ -54,8 +53,6 @@ def breaches_in(source: Path) -> list[str]:
                     found.append(f"{where}: {layer} must not include {name} of {target}")
             elif layer in ("contract", "compute", "inference") and name.startswith(("nanobind", "Python")):
                 found.append(f"{where}: {layer} must not know Python ({name})")
-        if layer == "compute" and (word := MODEL_WORDS.search(line)):
-            found.append(f"{where}: kernels know rows and strides, not {word.group()!r}")
     return found
 
 

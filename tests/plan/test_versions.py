@@ -8,22 +8,21 @@ import pytest
 
 import treadle
 from treadle.errors import InvalidPlan
-from treadle.plan.versions import accepted, parse, parse_release, problems, windows
+from treadle.plan.versions import accepted, held, parse, parse_release, problems, windows
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def golden_versions() -> set[tuple[str, int]]:
-    """Contract versions that have golden plan files: tests/golden/contract_1/..."""
-    return {("contract", int(path.name.removeprefix("contract_"))) for path in GOLDEN.glob("contract_*")}
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("contract_*"))
 
 
-def test_no_end_is_overdue_and_no_window_is_long():
-    assert list(problems(treadle.__version__, windows(), accepted(), golden_versions())) == []
+def test_every_end_is_carried_out_and_every_version_has_golden_files():
+    assert list(problems(treadle.__version__, windows(), accepted(), held(*GOLDEN))) == []
 
 
-def test_every_version_that_is_read_has_golden_files():
-    assert golden_versions() == {key for key in accepted() if key[0] == "contract"}
+def test_the_golden_files_hold_what_they_are_named_for():
+    """One folder a contract version, and nothing in them that is not read."""
+    for folder in GOLDEN:
+        version = int(folder.name.removeprefix("contract_"))
+        assert {key for key in held(folder) if key[0] == "contract"} == {("contract", version)}
+    assert held(*GOLDEN) == accepted()
 
 
 TWO = """
@@ -36,13 +35,14 @@ params = [{ opcode = "rmsnorm", version = 1, introduced = "0.1.0" }]
 READS = {("contract", 1), ("contract", 2), ("rmsnorm", 1)}
 
 
-def found(text=TWO, release="0.3.5", reads=READS, golden=frozenset({("contract", 1)})) -> list[str]:
+def found(text=TWO, release="0.3.5", reads=READS, golden=frozenset(READS)) -> list[str]:
     return list(problems(release, parse(text), reads, golden))
 
 
 def test_a_sound_window():
     assert found() == []
-    assert found(release="0.4.0", reads=READS - {("contract", 1)}, golden=frozenset()) == []
+    left = READS - {("contract", 1)}
+    assert found(release="0.4.0", reads=left, golden=left) == []
 
 
 def test_an_end_that_was_not_carried_out():
@@ -55,6 +55,10 @@ def test_an_end_that_was_not_carried_out():
 
 def test_support_dropped_too_early():
     assert found(reads=READS - {("contract", 1)}) == ["contract 1 is inside its window, but the code does not read it"]
+
+
+def test_a_version_without_a_golden_file():
+    assert found(golden=READS - {("rmsnorm", 1)}) == ["rmsnorm 1 is inside its window, but no golden file holds it"]
 
 
 def test_windows_that_are_too_long_short_or_open():

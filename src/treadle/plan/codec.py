@@ -21,7 +21,7 @@ import msgspec
 
 from treadle.errors import InvalidPlan
 from treadle.plan.ir import CONTRACT_VERSION, ModelPlans
-from treadle.plan.upgrade import upgrade_params
+from treadle.plan.upgrade import PUBLISHED, ParamVersions, upgrade_params
 from treadle.plan.verify import verify
 
 MAGIC: Final = b"TREADLE\0"
@@ -33,7 +33,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(ModelPlans)
 
 
-def encode(plans: ModelPlans) -> bytes:
+def encode(plans: ModelPlans, versions: ParamVersions = PUBLISHED) -> bytes:
     """The plan file's bytes. Raises InvalidPlan where the plan breaks the contract or a field has a wrong type."""
     try:
         payload = _encoder.encode(plans)
@@ -42,34 +42,47 @@ def encode(plans: ModelPlans) -> bytes:
         raise InvalidPlan(f"the plan cannot be written: {error}") from error
     if not same:
         raise InvalidPlan("the plan cannot be written: a field's value is not of its declared type")
-    verify(plans)
+    verify(plans, versions)
     body = _HEADER.pack(MAGIC, CONTRACT_VERSION) + payload
     if len(body) + _DIGEST_BYTES > MAX_FILE_BYTES:
         raise InvalidPlan(f"the plan takes {len(body)} bytes; a plan file may have {MAX_FILE_BYTES}")
     return body + hashlib.sha256(body).digest()
 
 
-def decode(data: bytes) -> ModelPlans:
-    """The plans in a plan file, verified. Raises InvalidPlan: damaged, of another kind, version or encoding."""
+def decode(data: bytes, versions: ParamVersions = PUBLISHED) -> ModelPlans:
+    """The plans in a plan file, with params in their newest versions, verified.
+
+    Raises InvalidPlan: damaged, of another kind, version or encoding.
+    """
+    plans = upgrade_params(decode_as_written(data), versions)
+    verify(plans, versions)
+    return plans
+
+
+def contract_version(data: bytes) -> int:
+    """The contract version of a plan file that is whole, known or not. Raises InvalidPlan."""
     if len(data) > MAX_FILE_BYTES:
         raise InvalidPlan(f"a plan file of {len(data)} bytes; at most {MAX_FILE_BYTES} are accepted")
     if len(data) < _HEADER.size + _DIGEST_BYTES or data[: len(MAGIC)] != MAGIC:
         raise InvalidPlan(f"not a plan file: it begins with {bytes(data[: len(MAGIC)])!r}, expected {MAGIC!r}")
-    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
         raise InvalidPlan("the plan file is damaged: its content does not have the hash that it carries")
-    _, version = _HEADER.unpack_from(data)
+    version: int = _HEADER.unpack_from(data)[1]
+    return version
+
+
+def decode_as_written(data: bytes) -> ModelPlans:
+    """The plans in a plan file with params in the versions that it holds, not verified. Raises InvalidPlan."""
+    version = contract_version(data)
     if version != CONTRACT_VERSION:
         raise InvalidPlan(f"the plan file has contract version {version}; this release reads {CONTRACT_VERSION}")
-    payload = body[_HEADER.size :]
+    payload = data[_HEADER.size : -_DIGEST_BYTES]
     try:
         plans = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidPlan(f"the plan file breaks the schema: {error}") from error
     if _encoder.encode(plans) != payload:
         raise InvalidPlan("the plan file is not in canonical form")
-    plans = upgrade_params(plans)
-    verify(plans)
     return plans
 
 
@@ -78,9 +91,9 @@ def plan_hash(plans: ModelPlans) -> str:
     return encode(plans)[-_DIGEST_BYTES:].hex()
 
 
-def save(plans: ModelPlans, path: Path) -> None:
+def save(plans: ModelPlans, path: Path, versions: ParamVersions = PUBLISHED) -> None:
     """Writes the plan file atomically: readers see the old file or the whole new one."""
-    data = encode(plans)
+    data = encode(plans, versions)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -92,11 +105,11 @@ def save(plans: ModelPlans, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> ModelPlans:
+def load(path: Path, versions: ParamVersions = PUBLISHED) -> ModelPlans:
     """Reads and verifies a plan file. Raises InvalidPlan, naming the file; OSError where it cannot be read."""
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     try:
-        return decode(data)
+        return decode(data, versions)
     except InvalidPlan as error:
         raise type(error)(f"{path}: {error}") from error

@@ -425,11 +425,11 @@ PARAMS: Mapping[tuple[Opcode, int], type[Params]] = {
 """Every published layout."""
 
 
-def unpack(block: ParamBlock) -> Params:
+def unpack(block: ParamBlock, layouts: Mapping[tuple[Opcode, int], type[Params]] = PARAMS) -> Params:
     """The parameters of a block. Raises InvalidParamBlockABI for an unknown version or a wrong size."""
-    cls = PARAMS.get((block.opcode, block.abi_version))
+    cls = layouts.get((block.opcode, block.abi_version))
     if cls is None:
-        known = sorted(version for opcode, version in PARAMS if opcode == block.opcode)
+        known = sorted(version for opcode, version in layouts if opcode == block.opcode)
         raise InvalidParamBlockABI(
             f"{Opcode(block.opcode).name.lower()}: params version {block.abi_version} is unknown; known: {known}"
         )

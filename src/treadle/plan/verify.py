@@ -14,6 +14,7 @@ from treadle.errors import InvalidHandoff, InvalidPlan, InvalidStateDescriptorBi
 from treadle.plan.ir import MAX_NAME, CompiledPlan, Handoff, ModelPlans, RegisterSpec, Stage
 from treadle.plan.rules import bindings, instructions, weights
 from treadle.plan.rules.subject import Rule, Subject, clip
+from treadle.plan.upgrade import PUBLISHED, ParamVersions
 
 RULES: Final[tuple[Rule, ...]] = (*instructions.RULES, *bindings.RULES, *weights.RULES)
 """What one stage's plan must satisfy. Each rule passes over what another one refuses."""
@@ -132,23 +133,25 @@ MODEL_RULES: Final[tuple[ModelRule, ...]] = (
 )
 
 
-def verify_compiled(compiled: CompiledPlan, rules: tuple[Rule, ...] = RULES) -> None:
+def verify_compiled(
+    compiled: CompiledPlan, rules: tuple[Rule, ...] = RULES, versions: ParamVersions = PUBLISHED
+) -> None:
     """Raises the error of the first rule that one stage's plan breaks, naming stage, instruction and rule."""
-    subject = Subject(compiled)
+    subject = Subject(compiled, versions)
     for rule in rules:
         for finding in rule.check(subject):
             raise rule.error(f"{compiled.stage.name.lower()}: {finding} [{rule.name}]")
 
 
-def verify(plans: ModelPlans | CompiledPlan) -> None:
+def verify(plans: ModelPlans | CompiledPlan, versions: ParamVersions = PUBLISHED) -> None:
     """Verifies one stage's plan, or every stage of a model and what they share. Raises a kind of InvalidPlan."""
     if isinstance(plans, CompiledPlan):
-        verify_compiled(plans)
+        verify_compiled(plans, versions=versions)
         return
     verified: list[CompiledPlan] = []
     for compiled in plans.stages():
         shared = any(msgspec.structs.replace(other, stage=compiled.stage) == compiled for other in verified)
-        verify_compiled(compiled, STAGE_RULES if shared else RULES)
+        verify_compiled(compiled, STAGE_RULES if shared else RULES, versions)
         verified.append(compiled)
     for rule in MODEL_RULES:
         for finding in rule.check(plans):

@@ -6,12 +6,14 @@ import tomllib
 from collections.abc import Iterator, Mapping, Set
 from importlib import resources
 from itertools import groupby, pairwise
+from pathlib import Path
 
 import msgspec
 
 from treadle.errors import InvalidPlan
+from treadle.plan.codec import contract_version, decode_as_written
 from treadle.plan.ir import CONTRACT_VERSION
-from treadle.plan.params import PARAMS
+from treadle.plan.upgrade import PUBLISHED, ParamVersions
 
 Release = tuple[int, int, int]
 Key = tuple[str, int]
@@ -54,15 +56,29 @@ def windows() -> tuple[Window, ...]:
     return parse(resources.files("treadle.plan").joinpath("versions.toml").read_text(encoding="utf-8"))
 
 
-def accepted() -> frozenset[Key]:
+def accepted(versions: ParamVersions = PUBLISHED) -> frozenset[Key]:
     """What the code at hand reads."""
-    layouts = {(opcode.name.lower(), version) for opcode, version in PARAMS}
+    layouts = {(opcode.name.lower(), version) for opcode, version in versions.layouts}
     return frozenset({("contract", CONTRACT_VERSION), *layouts})
 
 
+def held(*folders: Path) -> frozenset[Key]:
+    """Every version that the plan files in folders hold. Raises InvalidPlan, OSError."""
+    found: set[Key] = set()
+    for path in (path for folder in folders for path in folder.glob("*.plan")):
+        data = path.read_bytes()
+        version = contract_version(data)
+        found.add(("contract", version))
+        if version == CONTRACT_VERSION:  # the params of other contracts stand in structs that are gone
+            stages = decode_as_written(data).stages()
+            found.update((b.opcode.name.lower(), b.abi_version) for stage in stages for b in stage.param_blocks)
+    return frozenset(found)
+
+
 def problems(release: str, listed: tuple[Window, ...], reads: Set[Key], golden: Set[Key]) -> Iterator[str]:
-    """What is wrong with the windows at a release. `reads`: versions the code reads; `golden`: versions with golden
-    files. Nothing is yielded where every end has been carried out and every window is short."""
+    """What is wrong with the windows at a release. `reads`: versions the code reads; `golden`: versions that golden
+    files hold. Nothing is yielded where every end has been carried out, every window is short, and every version that
+    is read has a golden file."""
     now = parse_release(release)
     known = {(window.subject, window.version) for window in listed}
     for subject, version in sorted((reads | golden) - known):
@@ -99,6 +115,8 @@ def _at(now: Release, window: Window, reads: Set[Key], golden: Set[Key]) -> Iter
     if window.ends is None or now < window.ends:
         if key not in reads:
             yield f"{name} is inside its window, but the code does not read it"
+        if key not in golden:
+            yield f"{name} is inside its window, but no golden file holds it"
         return
     if key in reads:
         yield f"{name} ended at {_text(window.ends)}, but the code still reads it"

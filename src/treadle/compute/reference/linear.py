@@ -44,5 +44,5 @@ def residual_add(a: F32, b: F32, scale: float = 1.0) -> F32:
 
 
 def lm_head(x: F32, weight: F32, bias: F32 | None = None, scale: float = 1.0, cap: float = 0.0) -> F32:
-    """softcap(scale * (x @ weight^T + bias), cap): x [sampled, hidden], weight [vocab, hidden] -> [sampled, vocab]."""
+    """softcap(scale * (x @ weight^T + bias), cap): x [sampled, hidden], weight [out, hidden] -> [sampled, out]."""
     return softcap(linear(x, weight, bias) * np.float32(scale), cap)

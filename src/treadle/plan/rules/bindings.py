@@ -10,10 +10,9 @@ from treadle.errors import InvalidInstructionBinding, InvalidParamBlockABI, Inva
 from treadle.plan.ir import Lifecycle, StateDescriptor
 from treadle.plan.ops import OPS, StateRule
 from treadle.plan.param_struct import MAX_PAYLOAD
-from treadle.plan.params import PARAMS, unpack
+from treadle.plan.params import unpack
 from treadle.plan.rules.subject import Op, Rule, Subject
 from treadle.plan.rules.values import feature_findings
-from treadle.plan.upgrade import newest
 
 MAX_STATE_ID: Final = 0xFFFF
 MAX_PAGE_BYTES: Final = 1 << 40
@@ -39,11 +38,12 @@ def _param_abi(s: Subject) -> Iterator[str]:
         if len(block.payload) > MAX_PAYLOAD:
             yield f"param block {i} ({name}): {len(block.payload)} bytes; at most {MAX_PAYLOAD}"
             continue
-        if (block.opcode, block.abi_version) not in PARAMS or block.abi_version != newest(block.opcode):
-            yield f"param block {i} ({name}): version {block.abi_version}, expected {newest(block.opcode)}"
+        newest = s.versions.newest(block.opcode)
+        if block.abi_version != newest or not newest:
+            yield f"param block {i} ({name}): version {block.abi_version}, expected {newest}"
             continue
         try:
-            unpack(block)
+            unpack(block, s.versions.layouts)
         except InvalidParamBlockABI as error:
             yield f"param block {i}: {error}"
 

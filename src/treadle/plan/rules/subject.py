@@ -16,8 +16,8 @@ from treadle.errors import InvalidParamBlockABI, InvalidPlan
 from treadle.plan.ir import MAX_RANK, NO_WEIGHT, CompiledPlan, Instruction, ParamBlock, RegisterSpec, WeightBinding
 from treadle.plan.ops import OPS, SYMBOLS, OpSpec
 from treadle.plan.param_struct import Params
-from treadle.plan.params import PARAMS
 from treadle.plan.rules.values import relation_findings, value_findings
+from treadle.plan.upgrade import PUBLISHED, ParamVersions
 
 MAX_ELEMENTS: Final = 1 << 48
 REGISTER_SYMBOLS: Final = frozenset(int(symbol) for symbol in SYMBOLS.values())
@@ -26,14 +26,14 @@ REGISTER_SYMBOLS: Final = frozenset(int(symbol) for symbol in SYMBOLS.values())
 class Block:
     """A param block, read once for all instructions that share it."""
 
-    def __init__(self, block: ParamBlock) -> None:
+    def __init__(self, block: ParamBlock, versions: ParamVersions) -> None:
         self.opcode = block.opcode
-        cls = PARAMS.get((block.opcode, block.abi_version))
+        cls = versions.layouts.get((block.opcode, block.abi_version))
         try:
             self.params = None if cls is None else cls.unpack(block)
         except InvalidParamBlockABI:
             self.params = None
-        self.values = () if self.params is None else tuple(value_findings(self.params))
+        self.values = () if self.params is None else tuple(value_findings(self.params, versions.ranges))
         """Fields out of range."""
         readable = self.params is not None and not self.values
         self.relations = tuple(relation_findings(self.params)) if self.params is not None and readable else ()
@@ -103,15 +103,16 @@ class Op:
 class Subject:
     """One compiled plan under verification."""
 
-    def __init__(self, compiled: CompiledPlan) -> None:
+    def __init__(self, compiled: CompiledPlan, versions: ParamVersions = PUBLISHED) -> None:
         self.compiled = compiled
+        self.versions = versions
         self.plan = compiled.plan
 
     @cached_property
     def ops(self) -> tuple[Op, ...]:
         """Made when the first rule asks, behind the one that bounds their number."""
         instructions = self.plan.instructions
-        blocks = tuple(map(Block, self.compiled.param_blocks))
+        blocks = tuple(Block(block, self.versions) for block in self.compiled.param_blocks)
         return tuple(Op(i, instruction, self.compiled, blocks) for i, instruction in enumerate(instructions))
 
 

@@ -334,9 +334,9 @@ WIDTHS: Final[Mapping[type[Params], tuple[tuple[str, str, str], ...]]] = {
 """(slot, a, b): where the slot is empty, sizes a and b are one."""
 
 
-def value_findings(params: Params) -> Iterator[str]:
+def value_findings(params: Params, ranges: Mapping[type[Params], Mapping[str, Range]] = RANGES) -> Iterator[str]:
     """Fields out of range."""
-    for name, accepted in RANGES[type(params)].items():
+    for name, accepted in ranges[type(params)].items():
         value = getattr(params, name)
         if not accepted.holds(value):
             yield f"{name} is {value}, expected {accepted.text}"
