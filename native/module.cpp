@@ -101,14 +101,22 @@ const Kernels& kernels_named(const std::string& isa) {
     return *found;
 }
 
-std::unique_ptr<Program> make_program(std::shared_ptr<ThreadPool> pool, const std::string& isa, bool exact,
+Numerics numerics_named(const std::string& name) {
+    if (name == "fast") return Numerics::fast;
+    if (name == "bf16") return Numerics::bf16;
+    if (name == "exact") return Numerics::exact;
+    throw std::invalid_argument("numerics " + name + " is unknown");
+}
+
+std::unique_ptr<Program> make_program(std::shared_ptr<ThreadPool> pool, const std::string& isa,
+                                      const std::string& numerics,
                                       std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> limits,
                                       const std::vector<InstructionTuple>& instructions) {
     const auto [rows, batch, sampled, seq_len, pages] = limits;
     std::vector<Instruction> bound;
     bound.reserve(instructions.size());
     for (const InstructionTuple& t : instructions) bound.push_back(instruction_from(t));
-    return std::make_unique<Program>(std::move(pool), kernels_named(isa), exact,
+    return std::make_unique<Program>(std::move(pool), kernels_named(isa), numerics_named(numerics),
                                      contract::StepLimits{rows, batch, sampled, seq_len, pages}, bound);
 }
 
@@ -364,6 +372,7 @@ NB_MODULE(_native, m) {
              "counting.")
         .def("cancel", &Program::cancel);
 
-    m.def("make_program", &make_program, nb::arg("pool"), nb::arg("isa"), nb::arg("exact"), nb::arg("limits"),
-          nb::arg("instructions"), "Binds instructions; see treadle.inference.backends.cpu.");
+    m.def("make_program", &make_program, nb::arg("pool"), nb::arg("isa"), nb::arg("numerics"),
+          nb::arg("limits"), nb::arg("instructions"),
+          "Binds instructions; see treadle.inference.backends.cpu.");
 }

@@ -23,11 +23,11 @@ class OpenVINO:
         scheduler.cache_size = max(1, -(-rows * 256 * 1024 // GIB))  # GiB; at most 256 KiB a token
         scheduler.enable_prefix_caching = False
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(
-            job.model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": job.threads}
+            job.model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": job.threads, **job.options}
         )
         self.vocab = len(self.pipeline.get_tokenizer().get_vocab())
         self.version = f"openvino-genai {openvino_genai.__version__.split('-')[0]}"
-        self.ran = f"{Path(job.model).name} by its own GGUF reader, default execution and KV types"
+        self.ran = f"{Path(job.model).name} by its own GGUF reader, {job.options or 'default execution'}, its KV types"
 
     def measure(self, name: str, tokens: int, batch: int, prompt: int) -> dict[str, Any]:
         config = openvino_genai.GenerationConfig()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from treadle.bench.points import Point
@@ -89,10 +90,18 @@ def interpreter(peer: Peer) -> Path:
 class Worker:
     """The process that holds a system; see worker.py for what is said to it. Raises Unavailable where it fails."""
 
-    def __init__(self, command: list[Any], model: Path, threads: int, max_batch: int, max_length: int) -> None:
+    def __init__(
+        self,
+        command: list[Any],
+        model: Path,
+        threads: int,
+        max_batch: int,
+        max_length: int,
+        options: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
-            [*command, model, *map(str, (threads, max_batch, max_length))],
+            [*command, model, *map(str, (threads, max_batch, max_length)), *(f"{k}={v}" for k, v in options.items())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,7 +1,7 @@
 """treadle beside its peers: the same file, threads and points, in turns in one run; prints rates and ratios.
 
 Usage: python bench/peers/run.py [--model smollm2 | FILE.gguf | synthetic:llama:1b:q4_k] [--peers llama.cpp,...]
-           [--turns 5] [--json]
+           [--numerics fast|bf16|exact] [--openvino-precision f32] [--turns 5] [--json]
 Each peer lives in its own venv, made on the first run. One that is not to be had, or that cannot run the model or a
 point, is named with the reason.
 """
@@ -20,6 +20,7 @@ from peers import PEERS, TREADLE, Unavailable, Worker, command_of
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import room
 from treadle.bench.points import Limits, Point, Work, add_point_arguments, choose_points
+from treadle.cli.options import NUMERICS
 from treadle.formats import hub
 from treadle.inference.engine import write_synthetic
 
@@ -186,6 +187,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="a known name, a .gguf file, or synthetic:FAMILY:SHAPE:TYPE")
     parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--numerics", choices=NUMERICS, default="fast", help="treadle's (default: %(default)s)")
+    parser.add_argument("--openvino-precision", metavar="TYPE", help="openvino's INFERENCE_PRECISION_HINT, as in f32")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--settle", type=float, default=SETTLE_SECONDS, help="seconds between two measurements")
     parser.add_argument("--json", action="store_true")
@@ -220,10 +223,13 @@ def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    asked = {TREADLE.name: {"numerics": options.numerics}}
+    if options.openvino_precision:
+        asked["openvino"] = {"INFERENCE_PRECISION_HINT": options.openvino_precision}
     systems = []
     for peer in (TREADLE, *(PEERS[name] for name in names)):
         say(f"starting {peer.name}")
-        system = System(peer.name, lambda peer=peer: Worker(command_of(peer), model, *sizes))
+        system = System(peer.name, lambda peer=peer: Worker(command_of(peer), model, *sizes, asked.get(peer.name, {})))
         systems.append(system)
         system.open()
     if systems[0].why_not is not None:
@@ -235,7 +241,7 @@ def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     finally:
         for system in systems:
             system.close()
-    about = {"model": options.model, "threads": options.threads, "turns": options.turns}
+    about = {"model": options.model, "numerics": options.numerics, "threads": options.threads, "turns": options.turns}
     return about | report(systems, points, Limits.best(probes))
 
 

@@ -9,15 +9,18 @@ from worker import Job, serve
 import treadle
 from treadle.bench.measure import measure, open_engine
 from treadle.bench.points import Point
+from treadle.inference.engine import DEFAULT_KV_DTYPES
 
 
 class Treadle:
     def __init__(self, job: Job) -> None:
+        numerics = job.options.get("numerics", "fast")
         self.engine = open_engine(
-            job.model, threads=job.threads, numerics="fast", max_batch=job.max_batch, max_length=job.max_length
+            job.model, threads=job.threads, numerics=numerics, max_batch=job.max_batch, max_length=job.max_length
         )
         self.version = f"treadle {treadle.__version__}"
-        self.ran = f"{Path(job.model).name}, {self.engine.info.isa}, keys and values f16"
+        kv_dtype = DEFAULT_KV_DTYPES[numerics]
+        self.ran = f"{Path(job.model).name}, {self.engine.info.isa}, {numerics}, keys and values {kv_dtype}"
 
     def measure(self, **point: Any) -> dict[str, Any]:
         found = measure(self.engine, Point(**point))

@@ -1,6 +1,6 @@
 """The worker's side of the protocol: one system, in its own process and venv, measured point by point.
 
-argv:   MODEL THREADS MAX_BATCH MAX_LENGTH
+argv:   MODEL THREADS MAX_BATCH MAX_LENGTH [NAME=VALUE ...]: options that the system knows
 stdout: first {"version": str, "ran": str}, once the model is loaded, or {"error": str}
 stdin:  {"name": "prefill" | "decode", "tokens": int, "batch": int, "prompt": int}, one a line
 stdout: {"seconds": float, ...} for each, the time of the prefill, or of the decode steps after an unmeasured prefill;
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -24,6 +24,7 @@ class Job:
     threads: int
     max_batch: int
     max_length: int
+    options: dict[str, str] = field(default_factory=dict)
 
 
 class System(Protocol):
@@ -43,9 +44,10 @@ def serve(load: Callable[[Job], System]) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    model, *sizes = sys.argv[1:]
+    model, threads, max_batch, max_length, *pairs = sys.argv[1:]
+    options = dict(pair.split("=", 1) for pair in pairs)
     try:
-        system = load(Job(model, *map(int, sizes)))
+        system = load(Job(model, int(threads), int(max_batch), int(max_length), options))
     except Exception as error:
         say({"error": _brief(error)})
         return

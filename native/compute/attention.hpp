@@ -11,9 +11,6 @@ inline constexpr int64_t kChunkRows =
     192;  // (query row, head) pairs that are worked on together; a multiple of 16
 inline constexpr int64_t kScoreStride = kSplit + 16;  // of two rows of scores: rows must not share cache sets
 
-inline constexpr float kSmallestBf16 =
-    0x1p-50f;  // smaller magnitudes are zero where bf16 values are multiplied
-
 [[gnu::always_inline]] constexpr int64_t round_up(int64_t n, int64_t unit) {
     return (n + unit - 1) / unit * unit;
 }

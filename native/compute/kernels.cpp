@@ -40,13 +40,15 @@ bool has_avx512() {
 #endif
 
 #if TREADLE_HAVE_AMX
-// Tiles of int8 and bf16, and the kernel's leave for this process to use their registers.
+// Tiles of int8 and bf16, vectors of bf16, and the kernel's leave for this process to use their registers.
 bool has_amx() {
 #if defined(__linux__)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
     constexpr unsigned kTiles = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, tile, int8
+    constexpr unsigned kVectorBf16 = 1u << 5;
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) != kTiles) return false;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kVectorBf16) == 0) return false;
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
     return false;

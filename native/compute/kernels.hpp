@@ -38,6 +38,9 @@ enum class DType : uint8_t {
 inline constexpr int64_t kStripRows = 16;  // matrix rows (= output columns) in a strip
 inline constexpr int64_t kBlock = 32;      // columns that share a scale
 inline constexpr int64_t kAlign = 64;      // alignment of packed data, quantised rows and scratch, in bytes
+// What is rounded to bf16 before it is multiplied is 0 below this magnitude, so that no product or sum of products lies
+// below f32's normal range, where matrix tiles differ from fmas.
+inline constexpr float kSmallestBf16 = 0x1p-50f;
 
 struct PackedMatrix {
     DType type;
@@ -176,17 +179,18 @@ struct Kernels {
 
     // y[row, c] = epilogue(sum_k x[row, k] * w[c, k]) for all rows and the columns c of strips [strip0, strip1).
     // matmul_i8 takes quantised rows, matmul_f32 takes f32 rows and any packed type (weights dequantised exactly).
-    // scratch: matmul_scratch_bytes(), one per thread, 64-byte aligned.
-    int64_t (*matmul_scratch_bytes)();
+    // scratch: matmul_scratch_bytes(cols), one per thread, 64-byte aligned.
+    int64_t (*matmul_scratch_bytes)(int64_t cols);
     void (*matmul_i8)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq,
                       int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
     void (*matmul_f32)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
-    // cols numbers rounded to bf16 (nearest, ties to even); an odd count is followed by one 0.
+    // cols numbers rounded to bf16 (nearest, ties to even; 0 below kSmallestBf16); an odd count is followed by one 0.
     void (*round_bf16)(const float* x, int64_t cols, uint16_t* y);
-    // The same product of bf16 rows (x [rows, ldx], ldx even, rounded by round_bf16) on bf16 weights.
+    // The same product of bf16 rows (x [rows, ldx], ldx even, made by round_bf16) on any packed type: weights are
+    // dequantised exactly to f32, then rounded as rows are (bf16 weights are taken as they are). scratch: as above.
     void (*matmul_bf16)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue);
+                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
     // Row `row` of the matrix, dequantised exactly, to dst[cols].
     void (*unpack_row)(const PackedMatrix& w, int64_t row, float* dst);
 

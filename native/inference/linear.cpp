@@ -9,8 +9,12 @@ constexpr int64_t kRedundantRows = 4;
 constexpr int64_t kManyRows = 32;
 constexpr int64_t kManyPieces = 8, kFewPieces = 4;
 
-bool takes_i8(const PackedMatrix& w, bool exact) { return !exact && !compute::is_float(w.type); }
-bool takes_bf16(const PackedMatrix& w, bool exact) { return !exact && w.type == compute::DType::bf16; }
+bool takes_i8(const PackedMatrix& w, Numerics numerics) {
+    return numerics == Numerics::fast && !compute::is_float(w.type);
+}
+bool takes_bf16(const PackedMatrix& w, Numerics numerics) {
+    return numerics == Numerics::bf16 || (numerics == Numerics::fast && w.type == compute::DType::bf16);
+}
 
 }  // namespace
 
@@ -35,10 +39,10 @@ Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_
 RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers,
                    int64_t max_groups)
     : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), max_groups_(max_groups),
-      exact_(context.exact), norm_(norm), gathers_(gathers) {}
+      numerics_(context.numerics), norm_(norm), gathers_(gathers) {}
 
 void RowInput::serves(const PackedMatrix& w) {
-    (takes_i8(w, exact_) ? wants_i8_ : takes_bf16(w, exact_) ? wants_bf16_ : wants_f32_) = true;
+    (takes_i8(w, numerics_) ? wants_i8_ : takes_bf16(w, numerics_) ? wants_bf16_ : wants_f32_) = true;
 }
 
 RowInput::Forms RowInput::take(Carver& carver, int64_t rows, int64_t groups) const {
@@ -139,18 +143,18 @@ RowInput::Grouped RowInput::prepare_groups(const float* x, int64_t ldx, int64_t 
 }
 
 int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w) {
-    return context.kernels.matmul_scratch_bytes();
+    return context.kernels.matmul_scratch_bytes(w.cols);
 }
 
-void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels, bool exact,
-              std::byte* scratch) {
+void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels,
+              Numerics numerics, std::byte* scratch) {
     if (strips.empty()) return;
-    if (takes_i8(*product.w, exact)) {
+    if (takes_i8(*product.w, numerics)) {
         kernels.matmul_i8(*product.w, strips.first, strips.last, rows.quants, rows.rows, product.y,
                           product.ldy, product.epilogue, scratch);
-    } else if (takes_bf16(*product.w, exact)) {
+    } else if (takes_bf16(*product.w, numerics)) {
         kernels.matmul_bf16(*product.w, strips.first, strips.last, rows.halves, rows.ld_halves, rows.rows,
-                            product.y, product.ldy, product.epilogue);
+                            product.y, product.ldy, product.epilogue, scratch);
     } else {
         kernels.matmul_f32(*product.w, strips.first, strips.last, rows.x, rows.ldx, rows.rows, product.y,
                            product.ldy, product.epilogue, scratch);
@@ -162,7 +166,7 @@ int64_t strip_piece(const Worker& worker, int64_t strips, int64_t rows) {
     return worker.piece(strips, rows < kManyRows ? kFewPieces : kManyPieces, kStripGrain);
 }
 
-void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, bool exact,
+void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, Numerics numerics,
                   std::byte* scratch) {
     int64_t total = 0;
     for (const Product& p : products) total += p.w->strips();
@@ -171,7 +175,7 @@ void multiply_all(std::span<const Product> products, const ReadyRows& rows, Work
         for (const Product& p : products) {
             const int64_t strips = p.w->strips();
             const Range mine{std::max(all.first - before, int64_t{0}), std::min(all.last - before, strips)};
-            multiply(p, mine, rows, worker.kernels, exact, scratch);
+            multiply(p, mine, rows, worker.kernels, numerics, scratch);
             before += strips;
         }
     };

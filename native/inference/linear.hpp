@@ -113,7 +113,7 @@ class RowInput {
     int64_t cols_ = 0;
     int64_t max_rows_ = 0;
     int64_t max_groups_ = 1;
-    bool exact_ = false;
+    Numerics numerics_ = Numerics::fast;
     Norm norm_;
     bool gathers_ = false;
     bool wants_i8_ = false;
@@ -132,15 +132,15 @@ struct Product {
 int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w);
 
 // Runs the strips [range) of one product.
-void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels, bool exact,
-              std::byte* scratch);
+void multiply(const Product& product, Range strips, const ReadyRows& rows, const Kernels& kernels,
+              Numerics numerics, std::byte* scratch);
 
 // Shares and pieces of strips are multiples of this: the most strips that a register tile of any ISA takes.
 inline constexpr int64_t kStripGrain = 2;
 int64_t strip_piece(const Worker& worker, int64_t strips, int64_t rows);
 
 // Shares the strips of all products among the team.
-void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, bool exact,
+void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, Numerics numerics,
                   std::byte* scratch);
 
 }  // namespace treadle::inference

@@ -83,12 +83,16 @@ struct Instruction {
     State state;
 };
 
+// How matrices are multiplied. fast: int8 rows on quantised weights, bf16 rows on bf16 ones, else f32. bf16: bf16 rows on
+// weights rounded to bf16. exact: f32 rows on dequantised weights.
+enum class Numerics : uint8_t { fast, bf16, exact };
+
 // What is fixed when a program is bound.
 struct BindContext {
     const Kernels& kernels;
     contract::StepLimits limits;
     int threads;
-    bool exact;  // f32 activations on dequantised weights instead of int8
+    Numerics numerics;
 };
 
 // Consecutive rows of one slot, at most compute::kAttendRows of them.

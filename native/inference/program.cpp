@@ -18,10 +18,10 @@ void check_arity(const Instruction& in, size_t index, const Adapter& adapter) {
 
 }  // namespace
 
-Program::Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool exact,
+Program::Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, Numerics numerics,
                  contract::StepLimits limits, const std::vector<Instruction>& instructions)
     : pool_(std::move(pool)), kernels_(kernels), limits_(limits), handouts_(pool_->threads()) {
-    const BindContext context{kernels, limits, pool_->threads(), exact};
+    const BindContext context{kernels, limits, pool_->threads(), numerics};
     for (size_t i = 0; i < instructions.size(); ++i) {
         const Instruction& in = instructions[i];
         const Adapter& adapter = adapters()[in.opcode];

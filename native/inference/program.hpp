@@ -18,8 +18,8 @@ struct Counters {
 class Program {
   public:
     // Throws BindError. Without a workspace the program only measures.
-    Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, bool exact, contract::StepLimits limits,
-            const std::vector<Instruction>& instructions);
+    Program(std::shared_ptr<ThreadPool> pool, const Kernels& kernels, Numerics numerics,
+            contract::StepLimits limits, const std::vector<Instruction>& instructions);
 
     int64_t workspace_bytes() const { return workspace_bytes_; }
     void set_workspace(std::byte* workspace, int64_t bytes);

@@ -51,16 +51,17 @@ int64_t widen_strips(int64_t floats, int64_t rows) {
 }
 
 void widen(const Widening& w, Range strips, const ReadyRows& rows, float* inner, float* scratch,
-           const Kernels& kernels, bool exact, std::byte* matmul) {
+           const Kernels& kernels, Numerics numerics, std::byte* matmul) {
     const int64_t ld = w.up.rows, column = strips.first * compute::kStripRows;
     const int64_t width = std::min(strips.last * compute::kStripRows, ld) - column;
     const bool gated = w.gate.rows != 0;
     if (gated) {
-        multiply({&w.gate, inner, ld, {.bias = w.gate_bias}}, strips, rows, kernels, exact, matmul);
+        multiply({&w.gate, inner, ld, {.bias = w.gate_bias}}, strips, rows, kernels, numerics, matmul);
         // The kernel writes at the strip's own column: the piece's first column lies at scratch[0].
-        multiply({&w.up, scratch - column, width, {.bias = w.up_bias}}, strips, rows, kernels, exact, matmul);
+        multiply({&w.up, scratch - column, width, {.bias = w.up_bias}}, strips, rows, kernels, numerics,
+                 matmul);
     } else {
-        multiply({&w.up, inner, ld, {.bias = w.up_bias}}, strips, rows, kernels, exact, matmul);
+        multiply({&w.up, inner, ld, {.bias = w.up_bias}}, strips, rows, kernels, numerics, matmul);
     }
     for (int64_t r = 0; r < rows.rows; ++r) {
         float* y = inner + r * ld + column;

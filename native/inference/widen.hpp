@@ -22,6 +22,6 @@ int64_t widen_strips(int64_t floats, int64_t rows);
 
 // The columns of strips [strips) of inner [rows, up.rows]. scratch: rows * columns floats, not used without a gate.
 void widen(const Widening& w, Range strips, const ReadyRows& rows, float* inner, float* scratch,
-           const Kernels& kernels, bool exact, std::byte* matmul);
+           const Kernels& kernels, Numerics numerics, std::byte* matmul);
 
 }  // namespace treadle::inference

@@ -46,7 +46,7 @@ void bench_gemm(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
     const Weights w(type, n, cols);
     const std::vector<float> x = random.normals(rows * cols);
     std::vector<float> y(static_cast<size_t>(rows * n));
-    Buffer scratch(k.matmul_scratch_bytes()), xq(k.quant_bytes(rows, std::max<int64_t>(cols, 32)));
+    Buffer scratch(k.matmul_scratch_bytes(cols)), xq(k.quant_bytes(rows, std::max<int64_t>(cols, 32)));
     const Epilogue e;
     const bool quantised = !is_float(type);
     if (quantised) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
@@ -68,7 +68,7 @@ void bench_gemv(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
     Random random(1);
     const std::vector<float> x = random.normals(rows * cols);
     std::vector<float> y(static_cast<size_t>(rows * n * count));
-    Buffer scratch(k.matmul_scratch_bytes()), xq(k.quant_bytes(rows, cols));
+    Buffer scratch(k.matmul_scratch_bytes(cols)), xq(k.quant_bytes(rows, cols));
     const Epilogue e;
     if (!is_float(type)) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
     const double s = best_seconds([&] {

@@ -51,7 +51,7 @@ constexpr Shape kShape{
 pid_t engine(const Model& model, int threads, double seconds, int out) {
     const pid_t pid = fork();
     if (pid != 0) return pid;
-    Runner runner(model, threads, true, false);
+    Runner runner(model, threads, true, Numerics::fast);
     for (int i = 0; i < 8; ++i) runner.step({{0, i, {1}}});
     int steps = 0;
     const auto start = Clock::now();

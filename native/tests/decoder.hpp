@@ -213,15 +213,15 @@ struct Part {
 
 // A program over a model with memory of its own. A sequence has 40 pages at most.
 struct Runner {
-    Runner(const Model& m, std::shared_ptr<ThreadPool> pool, bool fused, bool exact,
+    Runner(const Model& m, std::shared_ptr<ThreadPool> pool, bool fused, Numerics numerics,
            const compute::Kernels& kernels = compute::kernels())
         : model(m), memory(m.shape()),
-          program(std::move(pool), kernels, exact, m.shape().limits, m.instructions(memory, fused)),
+          program(std::move(pool), kernels, numerics, m.shape().limits, m.instructions(memory, fused)),
           workspace(zeroed(program.workspace_bytes())) {
         program.set_workspace(workspace.data(), program.workspace_bytes());
     }
-    Runner(const Model& m, int threads, bool fused, bool exact)
-        : Runner(m, std::make_shared<ThreadPool>(threads), fused, exact) {}
+    Runner(const Model& m, int threads, bool fused, Numerics numerics)
+        : Runner(m, std::make_shared<ThreadPool>(threads), fused, numerics) {}
 
     // Runs a step; returns every row's logits, or every slot's vector. Slot s owns pages from 20 s on, in reverse order: 20, and slot 7 has 40.
     std::vector<float> step(const std::vector<Part>& parts) {

@@ -20,9 +20,10 @@ constexpr int kSequences = 8, kLongest = 120;
 
 // A model, and the logits of every position of some sequences, made one by one on one thread.
 struct Case {
-    Case(const Shape& shape, DType type, bool exact, uint64_t seed) : model(shape, type), exact(exact) {
+    Case(const Shape& shape, DType type, Numerics numerics, uint64_t seed)
+        : model(shape, type), numerics(numerics) {
         Random random(seed);
-        Runner runner(model, 1, false, exact);
+        Runner runner(model, 1, false, numerics);
         for (int s = 0; s < kSequences; ++s) {
             std::vector<int32_t> ids(kLongest);
             for (int32_t& id : ids) id = static_cast<int32_t>(random.integer(0, shape.vocab - 1));
@@ -31,7 +32,7 @@ struct Case {
         }
     }
     Model model;
-    bool exact;
+    Numerics numerics;
     std::vector<std::vector<int32_t>> sequences;
     std::vector<std::vector<float>> expected;  // [kLongest, vocab]
 };
@@ -42,11 +43,13 @@ std::vector<Case> make_cases(uint64_t seed) {
     odd.hidden = 160, odd.heads = 5, odd.kv_heads = 1, odd.head_dim = 32, odd.inner = 224, odd.vocab = 83;
     odd.layers = 3;
     std::vector<Case> cases;
-    cases.reserve(6);
+    cases.reserve(8);
     for (const Shape& shape : {small, odd})
-        for (const auto& [type, exact] :
-             {std::pair{DType::q8_0, false}, {DType::q8_0, true}, {DType::f32, false}})
-            cases.emplace_back(shape, type, exact, ++seed);
+        for (const auto& [type, numerics] : {std::pair{DType::q8_0, Numerics::fast},
+                                             {DType::q8_0, Numerics::exact},
+                                             {DType::q8_0, Numerics::bf16},
+                                             {DType::f32, Numerics::fast}})
+            cases.emplace_back(shape, type, numerics, ++seed);
     return cases;
 }
 
@@ -54,7 +57,7 @@ std::vector<Case> make_cases(uint64_t seed) {
 class Player {
   public:
     Player(const Case& c, std::shared_ptr<ThreadPool> pool, const compute::Kernels& kernels, Random& random)
-        : case_(c), runner_(c.model, std::move(pool), random.integer(0, 1) == 1, c.exact, kernels) {}
+        : case_(c), runner_(c.model, std::move(pool), random.integer(0, 1) == 1, c.numerics, kernels) {}
 
     void step(Random& random) {
         std::vector<Part> parts;

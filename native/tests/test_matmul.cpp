@@ -24,10 +24,7 @@ constexpr float kUntouched = -12345.5f;
 
 enum class Form { f32, i8, bf16 };  // of the rows
 
-bool has(DType type, Form form) {
-    if (form == Form::bf16) return type == DType::bf16;
-    return form == Form::f32 || !is_float(type);
-}
+bool has(DType type, Form form) { return form != Form::i8 || !is_float(type); }
 
 Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case& c, Form form,
                  int64_t splits) {
@@ -36,7 +33,7 @@ Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case
     Product y(static_cast<size_t>(c.rows * c.ldy + 1), kUntouched);
     Epilogue e;
     if (c.epilogue) e = {in.bias.data(), in.residual.data(), c.ldy, 0.625f};
-    Buffer scratch(k.matmul_scratch_bytes()), xq(quantised ? k.quant_bytes(c.rows, m.cols) : 64);
+    Buffer scratch(k.matmul_scratch_bytes(m.cols)), xq(quantised ? k.quant_bytes(c.rows, m.cols) : 64);
     if (quantised) {  // written by uneven row ranges, last one first
         const int64_t middle = c.rows / 3;
         k.quantise(in.x.data() + 1, c.ldx, middle, c.rows, c.rows, m.cols, xq.data());
@@ -52,7 +49,7 @@ Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case
         float* out = y.data() + 1;  // misaligned on purpose
         if (quantised) k.matmul_i8(m, s0, s1, xq.data(), c.rows, out, c.ldy, e, scratch.data());
         else if (form == Form::bf16)
-            k.matmul_bf16(m, s0, s1, halves.data(), ld_halves, c.rows, out, c.ldy, e);
+            k.matmul_bf16(m, s0, s1, halves.data(), ld_halves, c.rows, out, c.ldy, e, scratch.data());
         else k.matmul_f32(m, s0, s1, in.x.data() + 1, c.ldx, c.rows, out, c.ldy, e, scratch.data());
     }
     return y;
@@ -87,9 +84,9 @@ double expected_f32(const FileMatrix& m, const float* x, int64_t col) {
     return total;
 }
 
-// Nearest of eight significant bits, ties to even.
+// Nearest of eight significant bits, ties to even; 0 where it is small.
 double nearest_bf16(double x) {
-    if (x == 0) return 0;
+    if (std::fabs(x) < kSmallestBf16) return 0;
     const int exponent = std::ilogb(x) - 7;
     return std::ldexp(std::nearbyint(std::ldexp(x, -exponent)), exponent);
 }
@@ -97,7 +94,8 @@ double nearest_bf16(double x) {
 double expected_bf16(const FileMatrix& m, const float* x, int64_t col) {
     double total = 0;
     for (int64_t k = 0; k < m.cols; ++k)
-        total += m.values[static_cast<size_t>(col * m.cols + k)] * nearest_bf16(x[k]);
+        total += nearest_bf16(static_cast<float>(m.values[static_cast<size_t>(col * m.cols + k)])) *
+                 nearest_bf16(x[k]);
     return total;
 }
 
@@ -174,6 +172,39 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
                       name + " " + k->name + ": a row alone differs");
             }
         }
+}
+
+// Numbers on both sides of kSmallestBf16: no product or sum is below the normal range, where tiles would take it as 0.
+void test_small(DType type) {
+    const int64_t cols = 96;
+    FileMatrix m = make_file(type, 16, cols, 5);
+    for (size_t i = 0; i < m.values.size(); ++i) {
+        if (type == DType::f32) {
+            const float v = static_cast<float>(std::ldexp(m.values[i], -50));
+            std::memcpy(m.bytes.data() + 4 * i, &v, 4);
+            m.values[i] = v;
+        } else if (i % 32 == 0) {  // mxfp4: the scale of 32 values
+            m.bytes[i / 32 * 17] = static_cast<std::byte>(128 - 52);
+            for (size_t k = i; k < i + 32; ++k) m.values[k] = std::ldexp(m.quants[k], -52);
+        }
+    }
+    for (const int64_t rows : {1, 5, 40}) {
+        const Case c{rows, cols, m.rows, false};
+        Inputs in = make_inputs(m, c, 9);
+        for (float& x : in.x) x = std::ldexp(x, -50);
+        const Packed w(m);
+        const Product plain = multiply(*kernels_for("plain"), w, in, c, Form::bf16, 1);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t col = 0; col < m.rows; ++col) {
+                const double want = expected_bf16(m, in.x.data() + 1 + r * cols, col);
+                const float got = plain[static_cast<size_t>(1 + r * m.rows + col)];
+                check(std::fabs(got - want) <= 1e-4 * std::fabs(want) + 0x1p-120, "small numbers");
+                check(want != 0, "small numbers are not all 0");
+            }
+        for (const Kernels* k : supported_kernels())
+            check(same_bits(multiply(*k, w, in, c, Form::bf16, 1), plain),
+                  std::string("small numbers: ") + k->name + " is not plain's");
+    }
 }
 
 // Scales of 1, codes and rows at their extremes: every result is an integer below 2^24, and exact.
@@ -311,6 +342,8 @@ int main() {
         check(!packable(type, 96) && packable(type, 512), "packable by 256");
     }
     check(kernels_for(kernels().name) == &kernels(), "the table that TREADLE_ISA asks for is there");
+    test_small(DType::f32);
+    test_small(DType::mxfp4);
     check(!packable(DType::i8, 256) && !packable(DType::f32, 0), "packable");
     return report("test_matmul");
 }

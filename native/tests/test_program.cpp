@@ -48,9 +48,9 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
 
 void test_bits(DType type) {
     const std::vector<int32_t> ids = text(121, 1);
-    for (const bool exact : {false, true}) {
+    for (const Numerics numerics : {Numerics::fast, Numerics::bf16, Numerics::exact}) {
         Model model(kShape, type);
-        Runner plain(model, 1, false, exact);
+        Runner plain(model, 1, false, numerics);
         const std::vector<float> expected = logits(plain, ids, 121, 0);
         float largest = 0.0f;
         for (const float v : expected) {
@@ -62,7 +62,7 @@ void test_bits(DType type) {
         CHECK(plain.counters.dispatches[1] == kLayers && plain.counters.dispatches[8] == 2 * kLayers);
         for (const int threads : {1, 2, 3}) {
             for (const bool fused : {false, true}) {
-                Runner runner(model, threads, fused, exact);
+                Runner runner(model, threads, fused, numerics);
                 for (const auto& [chunk, others] : {std::pair{121, 0}, {1, 0}, {7, 6}, {64, 1}}) {
                     CHECK(same(expected, logits(runner, ids, chunk, others)));
                 }
@@ -78,7 +78,7 @@ void test_long() {
     const std::vector<int32_t> ids = text(600, 2);
     std::vector<float> expected;
     for (const int threads : {1, 2, 3}) {
-        Runner runner(model, threads, true, false);
+        Runner runner(model, threads, true, Numerics::fast);
         for (const int64_t last : {1, 3, 50}) {
             std::vector<float> tail;
             for (int64_t at = 0; at < 600;) {
@@ -101,7 +101,7 @@ void test_choices(int64_t rows) {
     std::vector<std::vector<int32_t>> drawn;
     for (const int threads : {1, 2, 3}) {
         for (const bool fused : {false, true}) {
-            Runner runner(model, threads, fused, false);
+            Runner runner(model, threads, fused, Numerics::fast);
             const std::vector<float> expected = runner.step({{0, 0, ids}});
             contract::SampledRow row{.top_p = 1.0, .repetition_penalty = 1.0f, .logprobs = -1, .chooses = 1};
             runner.asked.assign(static_cast<size_t>(rows), row);
@@ -139,7 +139,7 @@ bool refuses(F&& call) {
 
 void test_refusals() {
     Model model(kShape, DType::f32);
-    Runner runner(model, 2, true, false);
+    Runner runner(model, 2, true, Numerics::fast);
     CHECK(refuses([&] { runner.step({}); }));
     CHECK(refuses([&] { runner.step({{0, 0, {static_cast<int32_t>(kVocab)}}}); }));
     CHECK(refuses([&] { runner.step({{0, 0, {-1}}}); }));
@@ -219,7 +219,7 @@ void test_encoder(DType type, DType kv) {
 
 void test_cancel() {
     Model model(kShape, DType::q8_0);
-    Runner runner(model, 3, true, false);
+    Runner runner(model, 3, true, Numerics::fast);
     std::vector<float> whole = logits(runner, text(40, 3), 40, 0);
     std::atomic<bool> stop{false};
     std::jthread other([&] {

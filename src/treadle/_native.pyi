@@ -51,7 +51,7 @@ class Program:
 def make_program(
     pool: ThreadPool,
     isa: str,
-    exact: bool,
+    numerics: str,
     limits: tuple[int, int, int, int, int],
     instructions: list[tuple[Any, ...]],
 ) -> Program: ...

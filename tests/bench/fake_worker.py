@@ -25,7 +25,8 @@ def load(job: Job) -> SimpleNamespace:
         os.write(1, b"more chatter\n")
         return {"seconds": float(seconds or 1) * tokens * batch}
 
-    return SimpleNamespace(version="fake 1", ran=f"{job.model}, {job.threads} threads", measure=measure)
+    ran = ", ".join([job.model, f"{job.threads} threads", *([str(job.options)] if job.options else [])])
+    return SimpleNamespace(version="fake 1", ran=ran, measure=measure)
 
 
 behaviour, _, seconds = sys.argv.pop(1).partition(":")

@@ -10,7 +10,7 @@ from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import measure, open_engine, room
 from treadle.bench.points import Limits, Measurement, Point, Work, add_point_arguments, choose_points
-from treadle.bench.report import heading, quantile
+from treadle.bench.report import heading, numerics_hint, quantile
 from treadle.errors import TreadleError
 from treadle.inference.cost import Operations, counting
 from treadle.inference.engine import EngineOptions, load
@@ -96,13 +96,24 @@ def test_the_cost_of_a_step_by_hand(tiny_gguf):
     assert matrices + norms_and_rope <= cost.weight_bytes <= 1.02 * (matrices + norms_and_rope)
 
 
-def test_quantised_weights_are_multiplied_in_int8_unless_numerics_are_exact(tiny_gguf):
+def test_quantised_weights_are_multiplied_in_int8_only_in_fast_numerics(tiny_gguf):
     model = str(tiny_gguf("llama", "Q8_0"))
     fast = load(model, EngineOptions(max_num_seqs=2)).cost
     exact = load(model, EngineOptions(max_num_seqs=2, numerics="exact")).cost
     assert fast.row.f32 == fast.row.bf16 == 0
     assert exact.row == Operations(int8=0, bf16=0, f32=fast.row.int8)
     assert exact.sampled_row == Operations(int8=0, bf16=0, f32=fast.sampled_row.int8)
+    bf16 = load(model, EngineOptions(max_num_seqs=2, numerics="bf16")).cost
+    assert bf16.row == Operations(int8=0, bf16=fast.row.int8, f32=0)
+
+
+@pytest.mark.parametrize(
+    ("isa", "numerics", "hint"),
+    [("amx", "fast", "numerics bf16 is faster"), ("avx2", "bf16", "numerics fast is faster"), ("amx", "bf16", "")],
+)
+def test_the_report_says_which_numerics_are_faster(isa, numerics, hint):
+    found = numerics_hint({"isa": isa, "numerics": numerics})
+    assert hint in found[0] if hint else found == []
 
 
 @pytest.fixture(scope="module")

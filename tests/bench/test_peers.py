@@ -23,6 +23,13 @@ def worker(behaviour):
     return peers.Worker([sys.executable, FAKE, behaviour], Path("some.gguf"), 2, 4, 64)
 
 
+def test_a_worker_is_told_the_options_by_name():
+    options = {"numerics": "bf16", "PRECISION": "a=b"}
+    fake = peers.Worker([sys.executable, FAKE, "ok:1"], Path("some.gguf"), 2, 4, 64, options)
+    fake.close()
+    assert fake.ran == f"some.gguf, 2 threads, {options}"
+
+
 def system(name, behaviour):
     made = run.System(name, lambda: worker(behaviour))
     made.open()

@@ -279,3 +279,17 @@ def test_sinks_as_gpt_oss():
 def test_gate_output():
     attended, x, gate = normal(42, 3, 8), normal(43, 3, 5), normal(44, 8, 5)
     close(ops.gate_output(attended, x, gate), tensor(attended) * torch.sigmoid(tensor(x) @ tensor(gate).T), atol=1e-5)
+
+
+def test_rounding_to_bf16():
+    x = np.concatenate([normal(3, 1000), np.float32([0, 1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 2.0**-50, 3e38])])
+    found = ops.round_bf16(x)
+    assert np.array_equal(found, tensor(x).to(torch.bfloat16).to(torch.float32).numpy())
+    assert not ops.round_bf16(np.float32([2.0**-51, -(2.0**-60), 0.99 * 2.0**-50])).any()
+
+
+def test_linear_in_bf16():
+    x, w, b = normal(4, 7, 96), normal(5, 24, 96), normal(6, 24)
+    rounded = [tensor(a).to(torch.bfloat16).to(torch.float64) for a in (x, w)]
+    close(ops.linear_bf16(x, w, b), (rounded[0] @ rounded[1].T + tensor(b)).to(torch.float32), rtol=1e-6)
+    assert np.abs(ops.linear_bf16(x, w, b) - ops.linear(x, w, b)).max() > 1e-3

@@ -36,7 +36,7 @@ def logits(path, **options):
         return llm.logits(PROMPT), llm.info.weights_mapped
 
 
-@pytest.mark.parametrize("numerics", ["fast", "exact"])
+@pytest.mark.parametrize("numerics", ["fast", "bf16", "exact"])
 @pytest.mark.parametrize("dtype", ["Q4_1", "Q8_0", "F16", "F32"])
 def test_mapped_weights_give_the_same_bits(dtype, numerics, tiny_gguf, home):
     path = tiny_gguf("llama-bias", dtype)

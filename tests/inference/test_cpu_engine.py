@@ -15,7 +15,7 @@ from treadle.compute import reference
 from treadle.plan.context import Counters
 
 LENGTH = 130
-MODELS = [("Q4_1", "fast"), ("Q8_0", "exact"), ("F32", "fast"), ("F16", "exact")]
+MODELS = [("Q4_1", "fast"), ("Q4_0", "bf16"), ("Q8_0", "exact"), ("F32", "fast"), ("F16", "exact")]
 
 
 def ids(seed: int, length: int = LENGTH) -> list[int]:

@@ -161,7 +161,7 @@ def test_agrees_with_the_definition(case, fusions):
     assert 0 < error(fast, expected) < 0.02
 
 
-@pytest.mark.parametrize("numerics", ["exact", "fast"])
+@pytest.mark.parametrize("numerics", ["exact", "bf16", "fast"])
 @pytest.mark.parametrize("dtype", ["q4_k", "mxfp4", "bf16", "f32"])
 def test_bits_depend_on_the_row_alone(dtype, numerics):
     for case in ("clamped", "sigmoid", "shared-gate"):

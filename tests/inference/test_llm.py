@@ -287,7 +287,7 @@ def test_a_quote_above_what_is_there_is_refused_before_allocation(tiny_checkpoin
     ("options", "error", "message"),
     [
         ({"backend": "gpu"}, BackendUnavailable, "'gpu'; known: cpu, reference"),
-        ({"numerics": "wild"}, BackendUnavailable, "'wild'; known: fast, exact"),
+        ({"numerics": "wild"}, BackendUnavailable, "'wild'; known: fast, bf16, exact"),
         ({"threads": 0}, BackendUnavailable, "threads"),
         ({"max_model_len": 513}, InvalidRequest, "513.* exceeds the model's 512"),
         ({"max_model_len": 0}, InvalidRequest, "max_model_len"),

@@ -79,6 +79,25 @@ def int8_inputs(model: PreTrainedModel) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def bf16_operands(model: PreTrainedModel) -> Iterator[None]:
+    """Both operands of every matrix product are rounded to bf16, as bf16 numerics do it; sums stay in f32."""
+
+    def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0].to(torch.bfloat16).to(torch.float32),)
+
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    weights = [module.weight for module in linears]
+    handles = [module.register_forward_pre_hook(rounded) for module in linears]
+    for module in linears:  # a new parameter: the embedding may share the old one, and is looked up as it is
+        module.weight = torch.nn.Parameter(module.weight.data.to(torch.bfloat16).to(torch.float32))
+    yield
+    for handle in handles:
+        handle.remove()
+    for module, weight in zip(linears, weights, strict=True):
+        module.weight = weight
+
+
 def noise(found: np.ndarray, expected: np.ndarray) -> float:
     """Root mean square of the difference, relative to that of the expected values."""
     return float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))

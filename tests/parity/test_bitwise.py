@@ -8,7 +8,7 @@ from tests.parity.prose import MIXED
 from treadle.inference.llm import LLM
 
 LENGTHS = (150, 1, 64, 65, 63, 130, 7, 33)
-NUMERICS = ["exact", "fast"]
+NUMERICS = ["exact", "fast", "bf16"]
 CHUNKS = (1, 7, 64)
 THREADS = (1, 2, 3)
 

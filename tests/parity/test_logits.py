@@ -36,6 +36,11 @@ def smollm2_fast(smollm2):
     return smollm2_logits(smollm2, TEXTS, numerics="fast")
 
 
+@pytest.fixture(scope="module")
+def smollm2_bf16(smollm2):
+    return smollm2_logits(smollm2, TEXTS, numerics="bf16")
+
+
 def tiny_ids(name):
     return tiny.tokenizer().encode(MIXED).ids[:POSITIONS]
 
@@ -130,3 +135,44 @@ def test_smollm2_fast_is_no_noisier_than_its_rounding(smollm2_oracle, smollm2_fa
         rounded = oracles.logits(smollm2_oracle, ids[:POSITIONS])
     noise = oracles.noise(rounded, exact[:POSITIONS])
     assert 0 < oracles.noise(fast[:POSITIONS], exact[:POSITIONS]) < 1.15 * noise
+
+
+def agreement(found, expected):
+    """Share of all texts' positions at which both put the same token first."""
+    same = [a.argmax(axis=1) == b.argmax(axis=1) for (_, a), (_, b) in zip(found, expected, strict=True)]
+    return np.mean(np.concatenate(same))
+
+
+def test_smollm2_bf16_chooses_as_exact_more_often_than_fast(smollm2_bf16, smollm2_fast, smollm2_exact):
+    found = agreement(smollm2_bf16, smollm2_exact)
+    assert found >= 0.98 and found > agreement(smollm2_fast, smollm2_exact)
+
+
+@pytest.mark.parametrize("text", [0, 1], ids=["english", "mixed"])
+def test_smollm2_bf16_keeps_the_perplexity(text, smollm2_bf16, smollm2_exact):
+    (ids, found), (_, exact) = smollm2_bf16[text], smollm2_exact[text]
+    assert abs(oracles.perplexity(found, ids) / oracles.perplexity(exact, ids) - 1) <= 0.01
+
+
+def test_smollm2_bf16_is_no_noisier_than_its_rounding(smollm2, smollm2_oracle, smollm2_exact):
+    """What bf16 loses is what operands rounded to bf16 lose, and not more; keys and values are not rounded here."""
+    ids, exact = smollm2_exact[1]
+    ((_, found),) = smollm2_logits(smollm2, TEXTS[1:], POSITIONS, numerics="bf16", kv_dtype="f32")
+    with oracles.bf16_operands(smollm2_oracle):
+        rounded = oracles.logits(smollm2_oracle, ids[:POSITIONS])
+    noise = oracles.noise(rounded, exact[:POSITIONS])
+    assert 0 < oracles.noise(found, exact[:POSITIONS]) < 1.15 * noise
+    assert oracles.noise(found, rounded) < noise  # they err alike: it is the same rounding
+
+
+@pytest.mark.parametrize(("name", "dtype"), TYPES)
+def test_tiny_models_in_bf16(name, dtype, tiny_gguf):
+    """The first product's operands are the same to the bit in both, later ones may be rounded the other way."""
+    path, ids = tiny_gguf(name, dtype), tiny_ids(name)[:64]
+    with LLM(path, numerics="bf16", kv_dtype="f32", max_num_logits=64) as llm:
+        found = llm.logits(ids)
+    model = tiny_gguf_oracle(name, path)
+    exact = oracles.logits(model, ids)
+    with oracles.bf16_operands(model):
+        rounded = oracles.logits(model, ids)
+    assert oracles.noise(found, rounded) < 0.5 * oracles.noise(rounded, exact)

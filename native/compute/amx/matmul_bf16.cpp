@@ -1,5 +1,6 @@
 // bf16 matrix product on matrix tiles: two by two tiles of sums, which stay in tile registers over all columns. The order
 // of additions is what isa/matmul_bf16.cpp says.
+#include "compute/amx/few_rows_bf16.hpp"
 #include "compute/amx/tile_config.hpp"
 #include "compute/isa/bf16_product.hpp"
 #include "compute/isa/table.hpp"
@@ -9,7 +10,7 @@ namespace treadle::compute::TREADLE_ISA_NS {
 namespace {
 
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kFewestRows = 3;  // that go to matrix tiles
+constexpr int64_t kFewestRows = 3;  // that go to matrix tiles where weights are bf16
 
 // Two by two tiles: 0-3 the sums, 4 and 5 the rows, 6 and 7 the strips.
 TileShapes sum_shapes(int64_t rows) {
@@ -23,15 +24,20 @@ TileShapes sum_shapes(int64_t rows) {
 
 #define TREADLE_TILE_SUM(c, a, b) "tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c "\n\t"
 
-// One block of columns. `lower`: the second row tile has rows.
-TREADLE_INLINE void tile_block(const uint16_t* x, int64_t ldx, bool lower, const uint16_t* first,
-                               const uint16_t* second) {
+// Columns of two strips in bf16, the same one twice where there is one.
+struct StripPair {
+    const uint16_t *first, *second;
+};
+
+// One block of columns. `lower`: the second row tile has rows. The rows of a tile are met by many strips, which pass by:
+// tileloaddt1 leaves the first cache to the rows.
+TREADLE_INLINE void tile_block(const uint16_t* x, int64_t ldx, bool lower, StripPair w) {
     const int64_t line = 64, stride = 2 * ldx;
     asm volatile(
         "tileloadd (%0,%2,1), %%tmm4\n\t"
-        "tileloadd (%1,%3,1), %%tmm6\n\t" TREADLE_TILE_SUM(
-            0, 4, 6) "tileloadd (%4,%3,1), %%tmm7\n\t" TREADLE_TILE_SUM(1, 4, 7)::"r"(x),
-        "r"(first), "r"(stride), "r"(line), "r"(second)
+        "tileloaddt1 (%1,%3,1), %%tmm6\n\t" TREADLE_TILE_SUM(
+            0, 4, 6) "tileloaddt1 (%4,%3,1), %%tmm7\n\t" TREADLE_TILE_SUM(1, 4, 7)::"r"(x),
+        "r"(w.first), "r"(stride), "r"(line), "r"(w.second)
         : "memory");
     if (lower)
         asm volatile("tileloadd (%0,%1,1), %%tmm5\n\t" TREADLE_TILE_SUM(2, 5, 6)
@@ -40,64 +46,111 @@ TREADLE_INLINE void tile_block(const uint16_t* x, int64_t ldx, bool lower, const
                      : "memory");
 }
 
-// Up to 32 rows by two strips.
-void matrix_tile(const Bf16Product& p, const uint16_t* first, const uint16_t* second, int64_t row,
-                 int64_t rows, int64_t col) {
+void clear_sums() { asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3"); }
+
+// `depth` columns from k on of up to 32 rows from `row` on, added to the sums. Only the last columns are no whole blocks.
+void add_columns(const Bf16Product& p, StripPair w, int64_t row, int64_t rows, int64_t k, int64_t depth) {
     const bool lower = rows > kTileRows;
-    const int64_t whole = p.w.cols / kBlock;
-    const uint16_t* x = p.x + row * p.ldx;
-    asm volatile("tilezero %tmm0\n\ttilezero %tmm1\n\ttilezero %tmm2\n\ttilezero %tmm3");
-    for (int64_t block = 0; block < whole; ++block)
-        tile_block(x + block * kBlock, p.ldx, lower, first + block * kTile, second + block * kTile);
-    if (p.w.cols % kBlock != 0) {  // the last columns, padded with zeros
-        alignas(64) uint16_t tail[2 * kTileRows * kBlock] = {}, ends[2][kTile] = {};
-        const int64_t cols = p.w.cols - whole * kBlock, lines = p.pairs() - whole * kPairs;
-        for (int64_t r = 0; r < rows; ++r)
-            copy_bytes(tail + r * kBlock, x + r * p.ldx + whole * kBlock, 2 * cols);
-        copy_bytes(ends[0], first + whole * kTile, 2 * lines * kLine);
-        copy_bytes(ends[1], second + whole * kTile, 2 * lines * kLine);
-        tile_block(tail, kBlock, lower, ends[0], ends[1]);
+    const uint16_t* x = p.x + row * p.ldx + k;
+    for (; depth >= kBlock; depth -= kBlock, x += kBlock, w.first += kTile, w.second += kTile)
+        tile_block(x, p.ldx, lower, w);
+    if (depth == 0) return;
+    alignas(64) uint16_t tail[2 * kTileRows * kBlock] = {}, ends[2][kTile] = {};  // padded with zeros
+    for (int64_t r = 0; r < rows; ++r) copy_bytes(tail + r * kBlock, x + r * p.ldx, 2 * depth);
+    copy_bytes(ends[0], w.first, 2 * bf16_strip_elements(depth));
+    copy_bytes(ends[1], w.second, 2 * bf16_strip_elements(depth));
+    tile_block(tail, kBlock, lower, {ends[0], ends[1]});
+}
+
+// A row of tiles of both strips: 16 rows of 32 columns.
+TREADLE_INLINE void store_sums(float* y, int64_t ldy, int tile_row) {
+    const int64_t stride = 4 * ldy;
+    if (tile_row == 0)
+        asm volatile("tilestored %%tmm0, (%0,%1,1)\n\ttilestored %%tmm1, 64(%0,%1,1)" ::"r"(y), "r"(stride)
+                     : "memory");
+    else
+        asm volatile("tilestored %%tmm2, (%0,%1,1)\n\ttilestored %%tmm3, 64(%0,%1,1)" ::"r"(y), "r"(stride)
+                     : "memory");
+}
+
+// To the output: as they are where nothing is added to them, else by way of the first cache.
+void write_sums(const Bf16Product& p, int64_t row, int64_t rows, int64_t col, bool single) {
+    constexpr int64_t kWidth = 2 * kStripRows;
+    const bool direct = is_plain(*p.out.epilogue) && !single && col + kWidth <= p.out.cols;
+    alignas(64) float sums[kTileRows * kWidth];
+    for (int tile_row = 0; tile_row < (rows > kTileRows ? 2 : 1); ++tile_row) {
+        const int64_t first = row + tile_row * kTileRows;
+        if (direct) {
+            store_sums(p.out.y + first * p.out.ldy + col, p.out.ldy, tile_row);
+            continue;
+        }
+        store_sums(sums, kWidth, tile_row);
+        for (int64_t r = 0; r < least(kTileRows, row + rows - first); ++r)
+            for (int64_t c = 0; c < (single ? kStripRows : kWidth) && col + c < p.out.cols; c += kStripRows)
+                write(p.out, first + r, col + c, load(sums + r * kWidth + c));
     }
-    alignas(64) float sums[4][kTileRows * kStripRows];
-    asm volatile(
-        "tilestored %%tmm0, (%0,%4,1)\n\ttilestored %%tmm1, (%1,%4,1)\n\t"
-        "tilestored %%tmm2, (%2,%4,1)\n\ttilestored %%tmm3, (%3,%4,1)" ::"r"(sums[0]),
-        "r"(sums[1]), "r"(sums[2]), "r"(sums[3]), "r"(int64_t{64})
-        : "memory");
-    for (int64_t r = 0; r < rows; ++r)
-        for (int strip = 0; strip < 2; ++strip)
-            if (col + strip * kStripRows < p.out.cols)
-                write(p.out, row + r, col + strip * kStripRows,
-                      load(sums[r / kTileRows * 2 + strip] + r % kTileRows * kStripRows));
 }
 
-void matrix_rows(const Bf16Product& p, int64_t strip0, int64_t strip1, int64_t row0, int64_t row1) {
-    const int64_t most_rows = least(2 * kTileRows, row1 - row0);
-    const TileConfig config(sum_shapes(most_rows));
-    for (int64_t s = strip0; s < strip1; s += 2)
-        for (int64_t row = row0; row < row1; row += most_rows)
-            matrix_tile(p, p.strip(s), p.strip(least(s + 1, strip1 - 1)), row, most_rows, s * kStripRows);
+// Rows [row0, row1), `height` at a time, against strips [first, end), which are in the second cache.
+void matrix_rows(const Bf16Product& p, int64_t first, int64_t end, int64_t row0, int64_t row1,
+                 int64_t height) {
+    const TileConfig config(sum_shapes(height));
+    for (int64_t row = row0; row < row1; row += height)
+        for (int64_t s = first; s < end; s += 2) {
+            clear_sums();
+            add_columns(p, {p.strip_columns(first, s), p.strip_columns(first, least(s + 1, end - 1))}, row,
+                        height, 0, p.w.cols);
+            write_sums(p, row, height, s * kStripRows, s + 1 == end);
+        }
 }
 
-// Whole pairs of tiles, then the rows that are left, in chunks whose rows stay in the second cache.
-void matrix_product(const Bf16Product& p, int64_t strip0, int64_t strip1) {
-    constexpr int64_t kStep = 2 * kTileRows;
-    const int64_t chunk = most(kStep, (int64_t{768} << 10) / (2 * p.ldx) / kStep * kStep);
-    for (int64_t row0 = 0; row0 < p.rows; row0 += chunk) {
-        const int64_t row1 = least(row0 + chunk, p.rows), whole = row0 + (row1 - row0) / kStep * kStep;
-        if (whole > row0) matrix_rows(p, strip0, strip1, row0, whole);
-        if (whole < row1) matrix_rows(p, strip0, strip1, whole, row1);
+// More than 32 rows: strips are widened once for all of them.
+void many_rows(const Bf16Product& p, int64_t strip0, int64_t strip1) {
+    constexpr int64_t kHeight = 2 * kTileRows;
+    const int64_t whole = p.rows / kHeight * kHeight;
+    for (int64_t first = strip0; first < strip1; first += p.group()) {
+        const int64_t end = least(first + p.group(), strip1);
+        p.widen_strips(first, end);
+        matrix_rows(p, first, end, 0, whole, kHeight);
+        if (whole < p.rows) matrix_rows(p, first, end, whole, p.rows, p.rows - whole);
+    }
+}
+
+// Up to 32 rows: pieces of two strips are widened and met before they leave the first cache.
+void one_tile_of_rows(const Bf16Product& p, int64_t strip0, int64_t strip1) {
+    constexpr int64_t kPiece = 256;  // columns
+    if (p.widen == nullptr) return matrix_rows(p, strip0, strip1, 0, p.rows, p.rows);
+    const TileConfig config(sum_shapes(p.rows));
+    for (int64_t s = strip0; s < strip1; s += 2) {
+        const bool single = s + 1 == strip1;
+        uint16_t* second = single ? p.scratch : p.scratch + kPiece * kStripRows;
+        clear_sums();
+        for (int64_t k = 0; k < p.w.cols; k += kPiece) {
+            const int64_t depth = least(kPiece, p.w.cols - k);
+            p.widen(p.strip(s), p.w.cols, k, depth, p.scratch);
+            if (!single) p.widen(p.strip(s + 1), p.w.cols, k, depth, second);
+            add_columns(p, {p.scratch, second}, 0, p.rows, k, depth);
+        }
+        write_sums(p, 0, p.rows, s * kStripRows, single);
     }
 }
 
 }  // namespace
 
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue) {
-    if (rows < kFewestRows)
-        return avx512::table().matmul_bf16(w, strip0, strip1, x, ldx, rows, y, ldy, epilogue);
-    const Bf16Product p{w, x, ldx, rows, {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue}};
-    matrix_product(p, strip0, strip1);
+                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
+    const WidenBf16 widen = bf16_widener(w.type);
+    if (widen == nullptr && rows < kFewestRows)
+        return avx512::table().matmul_bf16(w, strip0, strip1, x, ldx, rows, y, ldy, epilogue, scratch);
+    const Bf16Product p{w,
+                        x,
+                        ldx,
+                        rows,
+                        {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
+                        widen,
+                        reinterpret_cast<uint16_t*>(scratch)};
+    if (rows > 2 * kTileRows) many_rows(p, strip0, strip1);
+    else if (!few_rows_bf16(p, strip0, strip1)) one_tile_of_rows(p, strip0, strip1);
 }
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

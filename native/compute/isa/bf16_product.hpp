@@ -1,7 +1,7 @@
 // The operands of a bf16 matrix product.
 #pragma once
 
-#include "compute/isa/epilogue.hpp"
+#include "compute/isa/widen_bf16.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
@@ -9,15 +9,36 @@ inline constexpr int64_t kPairs = kBlock / 2;          // of columns in a block
 inline constexpr int64_t kLine = 2 * kStripRows;       // elements of a pair of columns of a strip
 inline constexpr int64_t kTile = kBlock * kStripRows;  // elements of a block of a strip
 
+// Where all rows meet some strips before the next ones: as many as stay in the second cache, in bf16, and at least two.
+inline constexpr int64_t kStripsBytes = int64_t{256} << 10;
+
+TREADLE_INLINE int64_t bf16_strip_elements(int64_t cols) { return (cols + cols % 2) * kStripRows; }
+TREADLE_INLINE int64_t bf16_scratch_bytes(int64_t cols) {
+    return most(kStripsBytes, 2 * 2 * bf16_strip_elements(cols));
+}
+
 struct Bf16Product {
     const PackedMatrix& w;
     const uint16_t* x;
     int64_t ldx, rows;
     Output out;
-    const uint16_t* strip(int64_t s) const {
-        return reinterpret_cast<const uint16_t*>(w.data + s * w.strip_bytes);
+    WidenBf16 widen;
+    uint16_t* scratch;  // of bf16_scratch_bytes
+
+    TREADLE_METHOD const std::byte* strip(int64_t s) const { return w.data + s * w.strip_bytes; }
+    TREADLE_METHOD int64_t group() const {
+        return most(2, kStripsBytes / (2 * bf16_strip_elements(w.cols)) / 2 * 2);
     }
-    int64_t pairs() const { return (w.cols + 1) / 2; }
+    // Strips [first, end) of at most group() become what strip_columns() reads.
+    void widen_strips(int64_t first, int64_t end) const {
+        if (widen == nullptr) return;
+        for (int64_t s = first; s < end; ++s)
+            widen(strip(s), w.cols, 0, w.cols, scratch + (s - first) * bf16_strip_elements(w.cols));
+    }
+    TREADLE_METHOD const uint16_t* strip_columns(int64_t first, int64_t s) const {
+        return widen == nullptr ? reinterpret_cast<const uint16_t*>(strip(s))
+                                : scratch + (s - first) * bf16_strip_elements(w.cols);
+    }
 };
 
 }  // namespace treadle::compute::TREADLE_ISA_NS

@@ -1,4 +1,5 @@
 // Matrix products: quantising rows, and the choice of kernel by weight type.
+#include "compute/isa/bf16_product.hpp"
 #include "compute/isa/block_kernels.hpp"
 #include "compute/isa/table.hpp"
 
@@ -61,10 +62,10 @@ void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t r
     }
 }
 
-int64_t matmul_scratch_bytes() {
+int64_t matmul_scratch_bytes(int64_t cols) {
     constexpr int64_t kInt8 = kUnpackedBytes + kChunkRows * kDotVectors * kLanes * 4;
     constexpr int64_t kFloat = kWidenedBytes + kChunkRows * kFloatStrips * kStripRows * 4;
-    return kInt8 > kFloat ? kInt8 : kFloat;
+    return most(most(kInt8, kFloat), bf16_scratch_bytes(cols));
 }
 
 const BlockKernels& block_kernels(DType type) {

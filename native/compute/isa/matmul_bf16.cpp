@@ -1,4 +1,4 @@
-// bf16 matrix product on bf16 weights. Columns go in blocks of 32; in each the even and the odd columns are summed apart,
+// bf16 matrix product. Columns go in blocks of 32; in each the even and the odd columns are summed apart,
 // by fma from 0 in ascending order, and acc += evens + odds. That is what a bf16 matrix tile (AMX) does with one
 // instruction, so every ISA gives its bits (but for products below the normal range, which a matrix tile takes as 0).
 #include "compute/isa/bf16_product.hpp"
@@ -56,8 +56,9 @@ __attribute__((noinline)) void vector_tile(const Bf16Product& p, const uint16_t*
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) acc[r][v] = zero();
-    for (int64_t pair = 0; pair < p.pairs(); pair += kPairs)
-        add_block<R, V>(p, strips, row, pair, least(kPairs, p.pairs() - pair), acc);
+    const int64_t pairs = (p.w.cols + 1) / 2;
+    for (int64_t pair = 0; pair < pairs; pair += kPairs)
+        add_block<R, V>(p, strips, row, pair, least(kPairs, pairs - pair), acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -70,33 +71,46 @@ constexpr int kGroup = kLanes == 16 ? 2 : 1;  // strips of a register tile
 constexpr int64_t kRowChunk = 64;             // rows that pass a group of strips before the next group
 
 void vector_product(const Bf16Product& p, int64_t strip0, int64_t strip1) {
-    for (int64_t row0 = 0; row0 < p.rows; row0 += kRowChunk)
-        for (int64_t s = strip0; s < strip1; s += kGroup) {
-            const uint16_t* strips[kGroup];  // past the last strip: that one again, its results dropped
-            for (int i = 0; i < kGroup; ++i) strips[i] = p.strip(least(s + i, strip1 - 1));
-            const int64_t col = s * kStripRows, end = least(row0 + kRowChunk, p.rows);
-            int64_t row = row0;
-            for (; row + kBf16Rows <= end; row += kBf16Rows)
-                vector_tile<kBf16Rows, kGroup * kParts>(p, strips, row, col);
-            for (; row < end; ++row) vector_tile<1, kGroup * kParts>(p, strips, row, col);
-        }
+    for (int64_t first = strip0; first < strip1; first += p.group()) {
+        const int64_t end = least(first + p.group(), strip1);
+        p.widen_strips(first, end);
+        for (int64_t row0 = 0; row0 < p.rows; row0 += kRowChunk)
+            for (int64_t s = first; s < end; s += kGroup) {
+                const uint16_t* strips[kGroup];  // past the last strip: that one again, its results dropped
+                for (int i = 0; i < kGroup; ++i) strips[i] = p.strip_columns(first, least(s + i, end - 1));
+                const int64_t col = s * kStripRows, row1 = least(row0 + kRowChunk, p.rows);
+                int64_t row = row0;
+                for (; row + kBf16Rows <= row1; row += kBf16Rows)
+                    vector_tile<kBf16Rows, kGroup * kParts>(p, strips, row, col);
+                for (; row < row1; ++row) vector_tile<1, kGroup * kParts>(p, strips, row, col);
+            }
+    }
 }
 
 }  // namespace
 
 void round_bf16(const float* x, int64_t cols, uint16_t* y) {
+    uint32_t smallest;
+    __builtin_memcpy(&smallest, &kSmallestBf16, 4);
     for (int64_t i = 0; i < cols; ++i) {
         uint32_t u;
         __builtin_memcpy(&u, x + i, 4);
+        const uint32_t size = u & 0x7fffffffu;
         const uint32_t nearest = (u + 0x7fffu + (u >> 16 & 1u)) >> 16, quiet = u >> 16 | 0x40u;
-        y[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : nearest);
+        y[i] = static_cast<uint16_t>(size > 0x7f800000u ? quiet : size < smallest ? 0 : nearest);
     }
     if (cols % 2 != 0) y[cols] = 0;
 }
 
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue) {
-    const Bf16Product p{w, x, ldx, rows, {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue}};
+                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
+    const Bf16Product p{w,
+                        x,
+                        ldx,
+                        rows,
+                        {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
+                        bf16_widener(w.type),
+                        reinterpret_cast<uint16_t*>(scratch)};
     vector_product(p, strip0, strip1);
 }
 

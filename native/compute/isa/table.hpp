@@ -8,14 +8,14 @@ namespace treadle::compute::TREADLE_ISA_NS {
 int64_t quant_bytes(int64_t rows, int64_t cols);
 void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
               std::byte* dst);
-int64_t matmul_scratch_bytes();
+int64_t matmul_scratch_bytes(int64_t cols);
 void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows,
                float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
 void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const float* x, int64_t ldx,
                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
 void round_bf16(const float* x, int64_t cols, uint16_t* y);
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue);
+                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
 void unpack_row(const PackedMatrix& w, int64_t row, float* dst);
 
 bool encode_row(DType type, const float* x, int64_t cols, std::byte* dst);

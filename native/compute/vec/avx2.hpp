@@ -82,6 +82,11 @@ TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1)));
 }
+// kLanes pairs of bf16, of two vectors that round_bf16 made.
+TREADLE_INLINE void store_bf16_pairs(uint16_t* p, F even, F odd) {
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(low, _mm256_castps_si256(odd)));
+}
 TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<int16_t>(*p)));
 }

@@ -79,6 +79,11 @@ TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16)));
 }
+// kLanes pairs of bf16, of two vectors that round_bf16 made.
+TREADLE_INLINE void store_bf16_pairs(uint16_t* p, F even, F odd) {
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+    _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_castps_si512(odd)));
+}
 TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(*p)));
 }

@@ -70,6 +70,11 @@ TREADLE_INLINE F round_weight(F a) {
     return vreinterpretq_f32_u32(vandq_u32(up, vdupq_n_u32(0xffff0000u)));
 }
 TREADLE_INLINE void store_bf16(uint16_t* p, F a) { vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_f32(a), 16)); }
+// kLanes pairs of bf16, of two vectors that round_bf16 made.
+TREADLE_INLINE void store_bf16_pairs(uint16_t* p, F even, F odd) {
+    const uint32x4_t low = vshrq_n_u32(vreinterpretq_u32_f32(even), 16);
+    vst1q_u16(p, vreinterpretq_u16_u32(vorrq_u32(low, vreinterpretq_u32_f32(odd))));
+}
 TREADLE_INLINE F f16_everywhere(const uint16_t* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p)));
 }

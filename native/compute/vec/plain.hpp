@@ -112,6 +112,13 @@ TREADLE_INLINE F round_weight(F a) {
 TREADLE_INLINE void store_bf16(uint16_t* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(float_to_bits(a.v[i]) >> 16);
 }
+// kLanes pairs of bf16, of two vectors that round_bf16 made.
+TREADLE_INLINE void store_bf16_pairs(uint16_t* p, F even, F odd) {
+    for (int i = 0; i < kLanes; ++i) {
+        p[2 * i] = static_cast<uint16_t>(float_to_bits(even.v[i]) >> 16);
+        p[2 * i + 1] = static_cast<uint16_t>(float_to_bits(odd.v[i]) >> 16);
+    }
+}
 TREADLE_INLINE F f16_everywhere(const uint16_t* p) { return set1(f16_to_float(*p)); }
 TREADLE_INLINE F load_i8(const int8_t* p) { TREADLE_EACH(F, static_cast<float>(p[i])); }
 

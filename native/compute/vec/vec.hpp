@@ -70,6 +70,22 @@ TREADLE_INLINE void vstore_n(float* p, const V16& a, int64_t n) {
 // Zero where |x| < limit.
 TREADLE_INLINE F flushed(F x, float limit) { return select(less(abs(x), set1(limit)), zero(), x); }
 
+// Pairs of the nearest bf16, ties to even; of NaN a NaN.
+#if defined(__AVX512BF16__)
+alignas(64) inline constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                         21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                         11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+TREADLE_INLINE void store_nearest_pairs(uint16_t* p, F even, F odd) {
+    const __m512i halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(kInterleave), halves));
+}
+#else
+TREADLE_INLINE F nearest_bf16(F a) { return select(unordered(a), set1(__builtin_nanf("")), round_bf16(a)); }
+TREADLE_INLINE void store_nearest_pairs(uint16_t* p, F even, F odd) {
+    store_bf16_pairs(p, nearest_bf16(even), nearest_bf16(odd));
+}
+#endif
+
 // Canonical trees: lanes 8 apart, then 4, 2, 1.
 TREADLE_INLINE float reduce_add(V16 a) {
     for (int parts = kParts / 2; parts > 0; parts /= 2)

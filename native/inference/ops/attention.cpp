@@ -104,7 +104,7 @@ class AttentionOp final : public Op {
             epilogue.scale = residual_scale_;
         }
         const Product product{&o_, y_.f32(), y_.cols, epilogue};
-        multiply_all({&product, 1}, rows, worker, context_.exact, pieces.matmul);
+        multiply_all({&product, 1}, rows, worker, context_.numerics, pieces.matmul);
     }
 
     int64_t planned_bytes(const Step& step) const override {
@@ -219,7 +219,7 @@ class AttentionOp final : public Op {
                                     {&k_, p.k, k_.rows, {.bias = k_bias_}},
                                     {&v_, p.v, v_.rows, {.bias = v_bias_}},
                                     {&gate_, p.gate, gate_.rows, {}}};
-        multiply_all(std::span(products, gate_.rows ? 4 : 3), rows, worker, context_.exact, p.matmul);
+        multiply_all(std::span(products, gate_.rows ? 4 : 3), rows, worker, context_.numerics, p.matmul);
     }
 
     void attend(const Step& step, Worker& worker, const Pieces& p) const {

@@ -105,7 +105,7 @@ class LmHeadOp final : public Op {
         const int64_t ldy = written ? y_.cols : width;
         const Product product{
             &part, y, ldy, {.bias = bias_ ? bias_ + first : nullptr, .scale = params_.scale}};
-        multiply(product, {0, part.strips()}, rows, worker.kernels, context_.exact, p.matmul);
+        multiply(product, {0, part.strips()}, rows, worker.kernels, context_.numerics, p.matmul);
         for (int64_t row = 0; row < rows.rows; ++row, y += ldy) {
             if (params_.softcap > 0.0f) worker.kernels.softcap(y, params_.softcap, width, y);
             if (best == nullptr) continue;

@@ -57,7 +57,7 @@ class MlpOp final : public Op {
             epilogue.scale = residual_scale_;
         }
         const Product product{&down_, y_.f32(), y_.cols, epilogue};
-        multiply_all({&product, 1}, inner, worker, context_.exact, p.matmul);
+        multiply_all({&product, 1}, inner, worker, context_.numerics, p.matmul);
     }
 
     int64_t planned_bytes(const Step&) const override {
@@ -93,7 +93,7 @@ class MlpOp final : public Op {
         const int64_t fits = widen_strips(widen_floats(context_.limits.max_rows), rows.rows);
         const int64_t piece = std::min(fits, strip_piece(worker, strips, rows.rows));
         worker.each(strips, std::min(piece, kStripGrain), piece, [&](Range range) {
-            widen(widening_, range, rows, p.inner, p.up, worker.kernels, context_.exact, p.matmul);
+            widen(widening_, range, rows, p.inner, p.up, worker.kernels, context_.numerics, p.matmul);
         });
     }
 

@@ -158,7 +158,7 @@ class MoeOp final : public Op {
     void prepare_inputs(const Norm& norm) {
         const int64_t rows = context_.limits.max_rows;
         BindContext exact = context_;
-        exact.exact = true;
+        exact.numerics = Numerics::exact;
         routed_ = RowInput(exact, x_.cols, rows, norm, false);
         routed_.serves(router_weight_);
         const int64_t groups = std::min(router_.experts(), max_slots()) + (shared_.up.rows ? 1 : 0);
@@ -216,7 +216,7 @@ class MoeOp final : public Op {
     void route(const ReadyRows& rows, Worker& worker, const Pieces& p) const {
         Product products[] = {{&router_weight_, p.logits, router_.experts(), {.bias = router_bias_}},
                               {&shared_router_, p.shared_logits, 1, {}}};
-        multiply_all({products, shared_router_.rows ? 2u : 1u}, rows, worker, true, p.matmul);
+        multiply_all({products, shared_router_.rows ? 2u : 1u}, rows, worker, Numerics::exact, p.matmul);
         worker.sync();
         const bool few = rows.rows <= kRedundantRows;
         int32_t* chosen = few ? p.chosen_own : p.chosen_team;
@@ -309,7 +309,7 @@ class MoeOp final : public Op {
                 each_fit(strips, rows.rows, [&](Range piece) {
                     if (group == routed)
                         widen(shared_, piece, work.input.group(group), work.p.shared_inner, work.p.scratch,
-                              worker.kernels, context_.exact, work.p.matmul);
+                              worker.kernels, context_.numerics, work.p.matmul);
                     else widen_expert(work, group, piece, worker);
                 });
             });
@@ -327,7 +327,7 @@ class MoeOp final : public Op {
         w.up_bias = bias(up_bias_, expert, column, width, worker.kernels, work.p.other_bias);
         widen(w, strips, work.input.group(group),
               work.p.inner + work.groups[static_cast<size_t>(group)].first * down_.cols, work.p.scratch,
-              worker.kernels, context_.exact, work.p.matmul);
+              worker.kernels, context_.numerics, work.p.matmul);
     }
 
     void narrow_all(const Work& work, Worker& worker) const {
@@ -370,11 +370,12 @@ class MoeOp final : public Op {
             float* y = y_.f32() + row[0] * y_.cols;
             epilogue.residual = y;
             epilogue.scale = weight[0];
-            multiply({&w, y, y_.cols, epilogue}, strips, rows, worker.kernels, context_.exact, work.p.matmul);
+            multiply({&w, y, y_.cols, epilogue}, strips, rows, worker.kernels, context_.numerics,
+                     work.p.matmul);
             return;
         }
         float* found = work.p.scratch;
-        multiply({&w, found - column, width, epilogue}, strips, rows, worker.kernels, context_.exact,
+        multiply({&w, found - column, width, epilogue}, strips, rows, worker.kernels, context_.numerics,
                  work.p.matmul);
         for (int64_t s = 0; s < slots.rows; ++s) {
             float* y = y_.f32() + row[s] * y_.cols + column;

@@ -139,7 +139,7 @@ class PoolOp final : public Op {
                        float* y, int64_t ldy, int64_t rows, Worker& worker, const Pieces& p) const {
         const ReadyRows ready = input.prepare(x, w.cols, rows, nullptr, worker, p.team, p.own);
         const Product product{&w, y, ldy, {.bias = bias}};
-        multiply_all({&product, 1}, ready, worker, context_.exact, p.matmul);
+        multiply_all({&product, 1}, ready, worker, context_.numerics, p.matmul);
         worker.sync();
     }
 

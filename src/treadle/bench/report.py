@@ -141,7 +141,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [heading(report), limits_line(report)]
+    lines = [heading(report), *numerics_hint(report), limits_line(report)]
     if report["points"]:
         lines.append(
             f"{'point':22} {'tokens/s':>10} {'best':>10} {'of the limit':>13} {'step p50':>12} {'step p95':>12}"
@@ -168,6 +168,16 @@ def heading(report: dict[str, Any]) -> str:
     if report["quantize"]:
         how += f", quantised to {report['quantize']}"
     return f"{report['model']} on {report['backend']} ({how})"
+
+
+def numerics_hint(report: dict[str, Any]) -> list[str]:
+    """Which other numerics are the faster choice on this ISA, if any."""
+    tiles, bf16 = report["isa"] == "amx", report["numerics"] == "bf16"
+    if tiles and not bf16:
+        return ["with this machine's matrix tiles --numerics bf16 is faster at prompts and batches from about 32"]
+    if bf16 and not tiles:
+        return ["without matrix tiles --numerics fast is faster than bf16"]
+    return []
 
 
 def limits_line(report: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.figures import human_bytes
-from treadle.cli.options import add_quantize_option, positive
+from treadle.cli.options import NUMERICS, add_quantize_option, positive
 from treadle.errors import InvalidRequest
 
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", metavar="FILE.gguf", help="write the synthetic model to a file, and measure nothing")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
-    parser.add_argument("--numerics", choices=("fast", "exact"), default="fast", help="default: %(default)s")
+    parser.add_argument("--numerics", choices=NUMERICS, default="fast", help="default: %(default)s")
     add_quantize_option(parser)
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
     add_point_arguments(parser)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # as in models/quantisation.py, whose import would make the help slow; a test compares them
 QUANTISED = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+NUMERICS = ("fast", "bf16", "exact")
+"""As in inference/backends/base.py, for the same reason."""
 
 
 def positive(text: str) -> int:
@@ -31,9 +33,10 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument(
         "--numerics",
-        choices=("fast", "exact"),
+        choices=NUMERICS,
         default="fast",
-        help="fast: int8 activations on quantised weights; exact: f32 on dequantised values (default: %(default)s)",
+        help="fast: int8 activations on quantised weights; bf16: bf16 ones on weights rounded to bf16; "
+        "exact: f32 ones on dequantised values (default: %(default)s)",
     )
     if sizes:
         parser.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of the longest sequence")
@@ -46,7 +49,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     parser.add_argument(
         "--kv-dtype",
         choices=("f32", "f16", "bf16", "q8_0"),
-        help="of keys and values; q8_0 takes half of f16 (default: f16, with --numerics exact f32)",
+        help="of keys and values; q8_0 takes half of f16 (default: f16, with --numerics bf16 bf16, with exact f32)",
     )
     parser.add_argument(
         "--family-file", metavar="FILE", help="a Python file that describes the model's family (see treadle onboard)"

@@ -9,16 +9,18 @@ from typing import Final
 
 import msgspec
 
+from treadle.inference.backends.base import Numerics
 from treadle.inference.core import EngineCore
 from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
 from treadle.plan.ir import NO_WEIGHT, DType, Opcode
 
-KINDS: Final = {DType.BF16: "bf16", DType.F16: "f32", DType.F32: "f32"}
+FAST_KINDS: Final = {DType.BF16: "bf16", DType.F16: "f32", DType.F32: "f32"}
+"""What fast numerics multiply; int8 for the other weights."""
 
 
 class Operations(msgspec.Struct, frozen=True):
-    """A multiply and an add are two. `int8`: with quantised weights, `bf16`: with such ones, both in fast numerics."""
+    """A multiply and an add are two; by the type of the numbers that are multiplied."""
 
     int8: int
     bf16: int
@@ -37,8 +39,9 @@ class StepCost(msgspec.Struct, frozen=True):
     """What a row costs on top where its logits are wanted."""
 
 
-def step_cost(layout: Layout, exact: bool) -> StepCost:
-    """The cost of one step of the decode program. `exact`: all products are of floats."""
+def step_cost(layout: Layout, numerics: Numerics) -> StepCost:
+    """The cost of one step of the decode program."""
+    kinds, default = {"fast": (FAST_KINDS, "int8"), "bf16": ({}, "bf16"), "exact": ({}, "f32")}[numerics]
     program = layout.programs[-1]
     stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
     dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
@@ -53,7 +56,7 @@ def step_cost(layout: Layout, exact: bool) -> StepCost:
             binding = program.weight_bindings[index]
             read[binding.name] = stored[binding.name]
             if len(binding.shape) > 1:
-                kind = "f32" if exact else KINDS.get(dtypes[binding.name], "int8")
+                kind = kinds.get(dtypes[binding.name], default)
                 operations[instruction.opcode is Opcode.LM_HEAD, kind] += 2 * math.prod(binding.shape)
     return StepCost(
         weight_bytes=sum(read.values()),

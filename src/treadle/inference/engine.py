@@ -37,8 +37,8 @@ from treadle.formats.hub import (
 )
 from treadle.formats.tensors import dequantise
 from treadle.formats.tokenizer import Tokenizer
-from treadle.inference.backends import BACKENDS, BackendOptions, Numerics, create
-from treadle.inference.backends.base import Backend
+from treadle.inference.backends import BACKENDS, BackendOptions, create
+from treadle.inference.backends.base import Backend, Numerics
 from treadle.inference.certificates import CertificateStore, Identity
 from treadle.inference.core import EngineCore
 from treadle.inference.cost import StepCost, step_cost
@@ -105,6 +105,7 @@ KV_DTYPES: Final[Mapping[str, DType]] = {
     "bf16": DType.BF16,
     "q8_0": DType.Q8_0,
 }
+DEFAULT_KV_DTYPES: Final[Mapping[Numerics, str]] = {"fast": "f16", "bf16": "bf16", "exact": "f32"}
 _HASH_BYTES: Final = 32
 
 
@@ -123,7 +124,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of one step; longer prompts are fed in chunks. An encoder's step holds the longest sequence whatever this
     says."""
     kv_dtype: str | None = None
-    """f32, f16, bf16 or q8_0. None: f16 where numerics is fast, f32 where it is exact."""
+    """f32, f16, bf16 or q8_0. None: by DEFAULT_KV_DTYPES."""
     max_num_logits: int | None = None
     """Rows of logits in one step. None: max_num_seqs."""
     state_tokens: int | None = None
@@ -164,7 +165,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def compile_options(self) -> CompileOptions:
-        default = "f32" if self.numerics == "exact" else "f16"
+        default = DEFAULT_KV_DTYPES[self.numerics]
         return CompileOptions(kv_dtype=KV_DTYPES[self.kv_dtype or default])
 
     def limits(self, plans: ModelPlans, page_tokens: int) -> StepLimits:
@@ -382,7 +383,7 @@ def load(
         ),
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
-        cost=step_cost(layout, exact=options.numerics == "exact"),
+        cost=step_cost(layout, options.numerics),
         place=place,
         files=files,
     )

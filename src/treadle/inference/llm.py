@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import Cancelled, InvalidRequest, StateExhausted
-from treadle.inference.backends import Numerics
+from treadle.inference.backends.base import Numerics
 from treadle.inference.core import Stats
 from treadle.inference.encoder import Tokens
 from treadle.inference.engine import Engine, EngineInfo, EngineOptions, MemoryQuote, Text, load

@@ -24,7 +24,7 @@ from treadle.compute.reference.attention import (
     to_q8_0,
     visible,
 )
-from treadle.compute.reference.linear import embedding, linear, lm_head, residual_add
+from treadle.compute.reference.linear import embedding, linear, linear_bf16, lm_head, residual_add, round_bf16
 from treadle.compute.reference.mlp import clamped_gate, swiglu
 from treadle.compute.reference.moe import Experts, GroupScore, Router, Score, moe, route
 from treadle.compute.reference.norm import layernorm, layernorm_per_head, rmsnorm
@@ -50,6 +50,7 @@ __all__ = [
     "layernorm",
     "layernorm_per_head",
     "linear",
+    "linear_bf16",
     "lm_head",
     "log_probabilities",
     "mean_row",
@@ -62,6 +63,7 @@ __all__ = [
     "residual_add",
     "rmsnorm",
     "rope",
+    "round_bf16",
     "route",
     "sigmoid",
     "silu",

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import BackendUnavailable
-from treadle.inference.backends.base import Backend
+from treadle.inference.backends.base import Backend, Numerics
 from treadle.plan.views import TensorView
-
-Numerics = Literal["fast", "exact"]
-"""fast: int8 activations where weights are quantised. exact: f32 activations on dequantised values."""
 
 
 @dataclass(frozen=True, slots=True)

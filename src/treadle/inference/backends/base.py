@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ from treadle.plan.views import PhysicalMapping, StateBlockHandle, StepLimits, Te
 
 Bytes = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+
+Numerics = Literal["fast", "bf16", "exact"]
+"""How matrices are multiplied. fast: int8 activations on quantised weights, bf16 ones on bf16 weights. bf16: bf16
+activations on weights rounded to bf16. exact: f32 activations on dequantised values."""
 
 
 @dataclass(frozen=True, slots=True)

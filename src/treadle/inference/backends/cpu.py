@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, get_args
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from treadle import _native
 from treadle.errors import BackendUnavailable, Cancelled, InvalidRequest, InvalidWeights
-from treadle.inference.backends.base import BoundProgram, LinkRequest
+from treadle.inference.backends.base import BoundProgram, LinkRequest, Numerics
 from treadle.inference.backends.cpu_count import default_threads
 from treadle.inference.backends.cpu_lowering import FUSIONS, Lowered, lower
 from treadle.inference.certificates import code_hash
@@ -31,8 +31,6 @@ from treadle.plan.ir import (
 )
 from treadle.plan.params import check_abi
 from treadle.plan.views import StepLimits, TensorView
-
-Numerics = Literal["fast", "exact"]
 
 _ALIGN: Final = 64
 _VECTOR_TYPES: Final[Mapping[DType, Any]] = {
@@ -59,8 +57,8 @@ TABLE: Final[AdapterTable[int]] = AdapterTable(
 class CpuBackend:
     """Runs plans on the CPU. Results are bitwise independent of batch, threads, chunking and ISA.
 
-    numerics: "fast" takes int8 activations to quantised weights; "exact" takes f32 activations to dequantised
-    weights. isa: "" for the best that the machine has (or TREADLE_ISA). fusions: names of lowering passes.
+    numerics: see Numerics. isa: "" for the best that the machine has (or TREADLE_ISA). fusions: names of lowering
+    passes.
     """
 
     name = "cpu"
@@ -73,8 +71,8 @@ class CpuBackend:
         isa: str = "",
         fusions: frozenset[str] = FUSIONS,
     ) -> None:
-        if numerics not in ("fast", "exact"):
-            raise InvalidRequest(f"numerics {numerics!r} is unknown; known: fast, exact")
+        if numerics not in get_args(Numerics):
+            raise InvalidRequest(f"numerics {numerics!r} is unknown; known: {', '.join(get_args(Numerics))}")
         unknown = fusions - FUSIONS
         if unknown:
             raise InvalidRequest(f"fusions {sorted(unknown)} are unknown; known: {sorted(FUSIONS)}")
@@ -186,7 +184,7 @@ class CpuBackend:
 
         bounds = (limits.max_rows, limits.max_batch, limits.max_sampled, limits.max_seq_len, limits.state_pages)
         ops = [native(op) for op in lower(compiled, self._fusions)]
-        return _native.make_program(self._pool, self.isa, self.numerics == "exact", bounds, ops)
+        return _native.make_program(self._pool, self.isa, self.numerics, bounds, ops)
 
 
 class CpuProgram:

@@ -1,0 +1,132 @@
+// Blocks of four-bit codes to bf16, row by row. A matrix row has only 16 values in a block, so one fma and half a conversion
+// make them all, and one permute puts 32 of them in place: two thirds of what a conversion of each column costs. Rows of
+// 32 columns are what a matrix tile takes as its first operand, so that the sums come out transposed.
+#pragma once
+
+#include "compute/isa/formats.hpp"
+
+namespace treadle::compute::TREADLE_ISA_NS {
+
+// Columns [k, k + depth) of one strip, both multiples of 32, to [depth / 32][16 rows][32 columns].
+using WidenRows = void (*)(const std::byte* strip, int64_t cols, int64_t k, int64_t depth, uint16_t* dst);
+
+struct CodeTable {
+    alignas(64) float values[16];
+    constexpr CodeTable(int offset) : values() {
+        for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(i - offset);
+    }
+    constexpr CodeTable(const int8_t* codes) : values() {
+        for (int i = 0; i < 16; ++i) values[i] = codes[i];
+    }
+};
+
+// Blocks whose rows are worked on together: what one step stores has left the store buffer before the next reads it.
+inline constexpr int64_t kTogether = 4;
+
+struct BlockRows {
+    alignas(64) float scales[kTogether][16], minima[kTogether][16];
+    alignas(64) std::byte
+        codes[kTogether][16 * 16];  // 16 bytes a row as the lines have them, row r at 64 (r % 4) + 16 (r / 4)
+    alignas(64) uint16_t values[kTogether][16 * 16];  // 16 a row
+};
+
+// Four lines of 16 rows by four bytes become 16 rows of 16 bytes.
+TREADLE_INLINE void gather_codes(const std::byte* lines, std::byte* codes) {
+    const __m512i a = bload(lines), b = bload(lines + 64), c = bload(lines + 128), d = bload(lines + 192);
+    const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
+    const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+    bstore(codes, _mm512_unpacklo_epi64(ab0, cd0));
+    bstore(codes + 64, _mm512_unpackhi_epi64(ab0, cd0));
+    bstore(codes + 128, _mm512_unpacklo_epi64(ab1, cd1));
+    bstore(codes + 192, _mm512_unpackhi_epi64(ab1, cd1));
+}
+
+// The 16 values of row `row`, as widen_bf16.cpp has them.
+template <class Format>
+TREADLE_INLINE F row_values(const BlockRows& rows, int64_t block, int row, F codes) {
+    const F scale = set1(rows.scales[block][row]);
+    if constexpr (Format::kHasMinimum) return fma(scale, codes, set1(rows.minima[block][row]));
+    else if constexpr (Format::kLayout.head_bytes == 0) return flushed(mul(scale, codes), kSmallestBf16);
+    else return mul(scale, codes);
+}
+
+template <class Format>
+TREADLE_INLINE void tabulate_rows(BlockRows& rows, int64_t block, F codes) {
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+        const __m512bh pair = _mm512_cvtne2ps_pbh(row_values<Format>(rows, block, r + 1, codes),
+                                                  row_values<Format>(rows, block, r, codes));
+        _mm512_store_si512(rows.values[block] + 16 * r, reinterpret_cast<__m512i>(pair));
+    }
+}
+
+// For each quarter of a row (eight columns) which of its 16 bytes hold the codes, and how far up in them.
+struct Expansion {
+    alignas(64) uint8_t bytes[64];
+    alignas(64) uint16_t shifts[32];
+    constexpr Expansion() : bytes(), shifts() {
+        for (int column = 0; column < 32; ++column) {
+            bytes[2 * column] = static_cast<uint8_t>(column % 16);
+            bytes[2 * column + 1] = 0x80;  // a zero
+            shifts[column] = static_cast<uint16_t>(column / 16 * 4);
+        }
+    }
+};
+inline constexpr Expansion kExpansion;
+
+// Bit 4 of an index tells the high nibble's lowest bit from the low nibble's next: a row's values lie there twice.
+TREADLE_INLINE void expand_rows(const BlockRows& rows, int64_t block, uint16_t* dst) {
+    const __m512i bytes = _mm512_load_si512(kExpansion.bytes), shifts = _mm512_load_si512(kExpansion.shifts);
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+        const auto* codes = reinterpret_cast<const __m128i*>(rows.codes[block] + 64 * (r % 4) + 16 * (r / 4));
+        const auto* values = reinterpret_cast<const __m256i*>(rows.values[block] + 16 * r);
+        const __m512i spread = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(codes)), bytes);
+        _mm512_store_si512(dst + kBlock * r,
+                           _mm512_permutexvar_epi16(_mm512_srlv_epi16(spread, shifts),
+                                                    _mm512_broadcast_i64x4(_mm256_load_si256(values))));
+    }
+}
+
+template <class Format, const CodeTable& kCodes>
+void widen_rows(const std::byte* data, int64_t cols, int64_t k, int64_t depth, uint16_t* dst) {
+    const PackedStrip<Format> strip(data, cols / kBlock);
+    const F codes = load(kCodes.values);
+    for (int64_t first = k / kBlock, end = (k + depth) / kBlock; first < end; first += kTogether) {
+        BlockRows rows;
+        const int64_t count = least(kTogether, end - first);
+        for (int64_t i = 0; i < count; ++i) {
+            F scale, minimum = zero();
+            strip.scales(first + i, 0, 0, scale, minimum);
+            store(rows.scales[i], scale);
+            if constexpr (Format::kHasMinimum) store(rows.minima[i], minimum);
+            gather_codes(strip.lines_of(first + i), rows.codes[i]);
+        }
+        for (int64_t i = 0; i < count; ++i) tabulate_rows<Format>(rows, i, codes);
+        for (int64_t i = 0; i < count; ++i, dst += kBlock * kStripRows) expand_rows(rows, i, dst);
+    }
+}
+
+inline constexpr CodeTable kPlain(0), kCentred(8), kIQ4(kTableIQ4), kE2M1(kTableE2M1);
+
+// Null for types of other widths.
+inline WidenRows rows_widener(DType type) {
+    switch (type) {
+        case DType::q4_0:
+            return widen_rows<FormatQ4_0, kCentred>;
+        case DType::q4_1:
+            return widen_rows<FormatQ4_1, kPlain>;
+        case DType::q4_k:
+            return widen_rows<FormatQ4_K, kPlain>;
+        case DType::iq4_nl:
+            return widen_rows<FormatIQ4_NL, kIQ4>;
+        case DType::iq4_xs:
+            return widen_rows<FormatIQ4_XS, kIQ4>;
+        case DType::mxfp4:
+            return widen_rows<FormatMXFP4, kE2M1>;
+        default:
+            return nullptr;
+    }
+}
+
+}  // namespace treadle::compute::TREADLE_ISA_NS
