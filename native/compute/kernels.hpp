@@ -153,6 +153,13 @@ struct ActivationParams {
     float alpha = 1.702f;
 };
 
+// Of compute/recurrent.hpp.
+struct Convolution;
+struct ConvRows;
+struct HeadScan;
+struct ChannelScan;
+struct DeltaRule;
+
 enum class RopeStyle : uint8_t { halves, pairs };  // rotates (x[i], x[i + half]) or (x[2i], x[2i + 1])
 
 // The largest of a row, or its first NaN where there is one; of equals the first.
@@ -237,6 +244,15 @@ struct Kernels {
                         std::byte* scratch);
     void (*attend_merge)(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts,
                          std::byte* scratch);
+
+    // Channels [channel0, channel1) of a convolution; channel0 is a multiple of 16.
+    void (*convolve)(const Convolution& c, int64_t channel0, int64_t channel1, const ConvRows& r);
+    // dt = clip(log(1 + e^(x + bias)), low, high) and decay = e^(dt * rate); rate and decay may be null. dt may be x.
+    void (*time_steps)(const float* x, const float* bias, const float* rate, float low, float high, int64_t n,
+                       float* dt, float* decay);
+    void (*head_scan)(const HeadScan& s);
+    void (*channel_scan)(const ChannelScan& s);
+    void (*delta_rule)(const DeltaRule& r);
 
     // For compute/probe.hpp.
     int64_t (*probe_dot)(int64_t rounds, int32_t* sink);

@@ -31,6 +31,9 @@ enum class Opcode : uint8_t {
     mlp_block = 129,        // norm -> swiglu -> residual_add
     norm_lm_head = 130,     // norm -> lm_head
     moe_block = 131,        // norm -> moe -> residual_add
+    shortconv_block = 132,  // norm -> shortconv -> residual_add
+    mamba_block = 133,      // norm -> mamba_mixer -> residual_add
+    delta_block = 134,      // norm -> gated_delta_net -> residual_add
 };
 
 enum class ActivationKind : uint32_t {
@@ -47,6 +50,7 @@ enum class ActivationKind : uint32_t {
 
 enum class RouterScore : uint32_t { softmax_then_topk = 0, topk_then_softmax = 1, sigmoid = 2 };
 enum class GroupScore : uint32_t { max = 0, sum_top2 = 1 };
+enum class MambaNorm : uint32_t { none = 0, gated_rms = 1, rms_dt_b_c = 2 };
 
 enum class QKNorm : uint32_t { none = 0, rms_per_head = 1, layernorm_per_head = 2, rms_whole = 3 };
 

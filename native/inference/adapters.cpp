@@ -9,10 +9,25 @@ using contract::Opcode;
 
 // What this backend claims. The table below must have an adapter for each of these, and for nothing else.
 constexpr Opcode kClaimed[] = {
-    Opcode::rmsnorm,      Opcode::multihead_attention, Opcode::swiglu,  Opcode::embedding,
-    Opcode::residual_add, Opcode::layernorm,           Opcode::lm_head, Opcode::attention_block,
-    Opcode::mlp_block,    Opcode::norm_lm_head,        Opcode::moe,     Opcode::moe_block,
+    Opcode::rmsnorm,
+    Opcode::multihead_attention,
+    Opcode::swiglu,
+    Opcode::embedding,
+    Opcode::residual_add,
+    Opcode::layernorm,
+    Opcode::lm_head,
+    Opcode::attention_block,
+    Opcode::mlp_block,
+    Opcode::norm_lm_head,
+    Opcode::moe,
+    Opcode::moe_block,
     Opcode::pool,
+    Opcode::shortconv,
+    Opcode::mamba_mixer,
+    Opcode::gated_delta_net,
+    Opcode::shortconv_block,
+    Opcode::mamba_block,
+    Opcode::delta_block,
 };
 
 constexpr std::array<Adapter, 256> make_table() {
@@ -29,6 +44,12 @@ constexpr std::array<Adapter, 256> make_table() {
     set(Opcode::moe, {bind_moe, 1, 1, 1, 13, 1});
     set(Opcode::lm_head, {bind_lm_head, 1, 1, 1, 2, 1});
     set(Opcode::pool, {bind_pool, 1, 1, 1, 6, 1});
+    set(Opcode::shortconv, {bind_shortconv, 1, 1, 1, 6, 1});
+    set(Opcode::mamba_mixer, {bind_mamba, 1, 1, 1, 15, 1});
+    set(Opcode::gated_delta_net, {bind_delta_net, 1, 1, 1, 10, 1});
+    set(Opcode::shortconv_block, {bind_shortconv, 2, 2, 1, 8, 3});
+    set(Opcode::mamba_block, {bind_mamba, 2, 2, 1, 17, 3});
+    set(Opcode::delta_block, {bind_delta_net, 2, 2, 1, 12, 3});
     set(Opcode::attention_block, {bind_attention, 2, 2, 1, 16, 3});
     set(Opcode::mlp_block, {bind_mlp, 2, 2, 1, 8, 3});
     set(Opcode::moe_block, {bind_moe, 2, 2, 1, 15, 3});

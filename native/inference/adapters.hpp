@@ -28,6 +28,9 @@ std::unique_ptr<Op> bind_attention(const Instruction&, const BindContext&, RopeT
 std::unique_ptr<Op> bind_mlp(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_moe(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_pool(const Instruction&, const BindContext&, RopeTables&);
+std::unique_ptr<Op> bind_shortconv(const Instruction&, const BindContext&, RopeTables&);
+std::unique_ptr<Op> bind_mamba(const Instruction&, const BindContext&, RopeTables&);
+std::unique_ptr<Op> bind_delta_net(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_lm_head(const Instruction&, const BindContext&, RopeTables&);
 
 }  // namespace treadle::inference

@@ -42,6 +42,13 @@ void attend_part(const Attention& a, const AttendRows& r, int64_t kv_head, int64
 void attend_merge(const Attention& a, const AttendRows& r, int64_t kv_head, const float* parts,
                   std::byte* scratch);
 
+void convolve(const Convolution& c, int64_t channel0, int64_t channel1, const ConvRows& r);
+void time_steps(const float* x, const float* bias, const float* rate, float low, float high, int64_t n,
+                float* dt, float* decay);
+void head_scan(const HeadScan& s);
+void channel_scan(const ChannelScan& s);
+void delta_rule(const DeltaRule& r);
+
 int64_t probe_dot(int64_t rounds, int32_t* sink);
 int64_t probe_bf16(int64_t rounds, float* sink);
 int64_t probe_fma(int64_t rounds, float* sink);

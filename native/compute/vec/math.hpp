@@ -26,6 +26,22 @@ TREADLE_INLINE F vexp(F x) {
 
 TREADLE_INLINE F sigmoid(F x) { return div(set1(1.0f), add(set1(1.0f), vexp(sub(zero(), x)))); }
 
+// log(1 + e^x): e^-|x| = u in [0, 1] and log(1 + u) = u * P(u).
+TREADLE_INLINE F softplus(F x) {
+    const F u = vexp(sub(zero(), abs(x)));
+    F p = set1(-0.00324402121f);
+    p = fma(p, u, set1(0.0198514443f));
+    p = fma(p, u, set1(-0.0569594987f));
+    p = fma(p, u, set1(0.106036514f));
+    p = fma(p, u, set1(-0.153055906f));
+    p = fma(p, u, set1(0.196759388f));
+    p = fma(p, u, set1(-0.249541342f));
+    p = fma(p, u, set1(0.333299637f));
+    p = fma(p, u, set1(-0.499999017f));
+    p = fma(p, u, set1(1.0f));
+    return fma(u, p, max(x, zero()));
+}
+
 TREADLE_INLINE F vtanh(F x) {
     F a = abs(x), q = mul(a, a);
     F p = set1(0.00209771818f);

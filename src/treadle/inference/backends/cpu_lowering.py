@@ -20,16 +20,32 @@ NORM_LM_HEAD: Final = 130
 """norm, lm_head."""
 MOE_BLOCK: Final = 131
 """norm, moe, residual_add."""
+SHORTCONV_BLOCK: Final = 132
+"""norm, shortconv, residual_add."""
+MAMBA_BLOCK: Final = 133
+"""norm, mamba_mixer, residual_add."""
+DELTA_BLOCK: Final = 134
+"""norm, gated_delta_net, residual_add."""
 
 NORMS: Final = frozenset({Opcode.RMSNORM, Opcode.LAYERNORM})
-BLOCKS: Final = {Opcode.MULTIHEAD_ATTENTION: ATTENTION_BLOCK, Opcode.SWIGLU: MLP_BLOCK, Opcode.MOE: MOE_BLOCK}
-FUSIONS: Final = frozenset({"attention_block", "mlp_block", "moe_block", "norm_lm_head"})
+BLOCKS: Final = {
+    Opcode.MULTIHEAD_ATTENTION: ATTENTION_BLOCK,
+    Opcode.SWIGLU: MLP_BLOCK,
+    Opcode.MOE: MOE_BLOCK,
+    Opcode.SHORTCONV: SHORTCONV_BLOCK,
+    Opcode.MAMBA_MIXER: MAMBA_BLOCK,
+    Opcode.GATED_DELTA_NET: DELTA_BLOCK,
+}
 FUSION_NAMES: Final = {
     ATTENTION_BLOCK: "attention_block",
     MLP_BLOCK: "mlp_block",
     NORM_LM_HEAD: "norm_lm_head",
     MOE_BLOCK: "moe_block",
+    SHORTCONV_BLOCK: "shortconv_block",
+    MAMBA_BLOCK: "mamba_block",
+    DELTA_BLOCK: "delta_block",
 }
+FUSIONS: Final = frozenset(FUSION_NAMES.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from treadle.compute import reference as ops
 from treadle.errors import Cancelled
+from treadle.inference.backends import reference_mixers as mixers
 from treadle.inference.backends import reference_mlp as mlp
 from treadle.inference.backends import reference_pool as pool
 from treadle.inference.backends.base import F32, Bytes, LinkRequest
@@ -179,6 +180,9 @@ TABLE: Final[AdapterTable[Adapter]] = AdapterTable(
         Opcode.MULTIHEAD_ATTENTION: (_attention, _PER_SLOT),
         Opcode.SWIGLU: (mlp.swiglu, _NATIVE),
         Opcode.MOE: (mlp.moe, _NATIVE),
+        Opcode.MAMBA_MIXER: (mixers.mamba, _PER_SLOT),
+        Opcode.SHORTCONV: (mixers.shortconv, _PER_SLOT),
+        Opcode.GATED_DELTA_NET: (mixers.gated_delta_net, _PER_SLOT),
         Opcode.RESIDUAL_ADD: (_residual_add, _NATIVE),
         Opcode.LM_HEAD: (_lm_head, _NATIVE),
         Opcode.POOL: (pool.pool, _NATIVE),
@@ -192,6 +196,9 @@ CLAIMED: Final = frozenset(
         Opcode.MULTIHEAD_ATTENTION,
         Opcode.SWIGLU,
         Opcode.MOE,
+        Opcode.MAMBA_MIXER,
+        Opcode.SHORTCONV,
+        Opcode.GATED_DELTA_NET,
         Opcode.RESIDUAL_ADD,
         Opcode.LM_HEAD,
         Opcode.POOL,
