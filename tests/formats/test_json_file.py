@@ -52,3 +52,10 @@ def test_depth_is_exact() -> None:
     assert parse_json(b"[[[]]]", "x", max_depth=3) == [[[]]]
     with pytest.raises(InvalidFile, match="nested"):
         parse_json(b"[[[]]]", "x", max_depth=2)
+
+
+def test_infinity_where_it_is_asked_for():
+    assert parse_json(b'{"limits": [0.0, Infinity]}', "f", infinity=True) == {"limits": [0.0, float("inf")]}
+    for text in (b"[Infinity]", b"[-Infinity]", b"[NaN]"):
+        with pytest.raises(InvalidFile, match="is not JSON"):
+            parse_json(text, "f", infinity=text != b"[Infinity]")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from treadle.errors import InvalidFile, ModelNotFound
 
@@ -15,9 +16,11 @@ MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 
 
-def read_json(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike[str], max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, infinity: bool = False
+) -> dict[str, Any]:
     """The object in the file. Raises ModelNotFound if there is none, InvalidFile if it is not one clean JSON object."""
-    value = parse_json(read_bounded(path, max_bytes), str(path), max_depth)
+    value = parse_json(read_bounded(path, max_bytes), str(path), max_depth, infinity)
     if not isinstance(value, dict):
         raise InvalidFile(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -38,8 +41,11 @@ def read_bounded(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> by
     return data
 
 
-def parse_json(data: bytes, field: str, max_depth: int = MAX_DEPTH) -> Any:
-    """Parse UTF-8 JSON. ``field`` names the source in errors. Raises InvalidFile."""
+def parse_json(data: bytes, field: str, max_depth: int = MAX_DEPTH, infinity: bool = False) -> Any:
+    """Parse UTF-8 JSON. ``field`` names the source in errors. Raises InvalidFile.
+
+    ``infinity``: take the bare word Infinity, which is not JSON, but which Python writes.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -47,7 +53,9 @@ def parse_json(data: bytes, field: str, max_depth: int = MAX_DEPTH) -> Any:
             raise InvalidFile(f"{field}: key {_first_repeated(pairs)!r} appears twice in one object")
         return found
 
-    def not_a_number(literal: str) -> NoReturn:
+    def not_a_number(literal: str) -> float:
+        if infinity and literal == "Infinity":
+            return math.inf
         raise InvalidFile(f"{field}: {literal} is not JSON")
 
     try:

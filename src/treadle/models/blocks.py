@@ -52,7 +52,9 @@ ATTENTION: Final[SlotNames] = {
     "o_bias": ("o_proj.bias", "attn_output.bias"),
     "q_norm": ("q_norm.weight", "attn_q_norm.weight"),
     "k_norm": ("k_norm.weight", "attn_k_norm.weight"),
+    "gate": ("q_proj.weight", "attn_q.weight"),
 }
+"""The gate of the output lies in q's tensor, behind q in each head (Qwen3-Next)."""
 MLP: Final[SlotNames] = {
     "gate": ("gate_proj.weight", "ffn_gate.weight"),
     "up": ("up_proj.weight", "ffn_up.weight"),
@@ -176,8 +178,8 @@ def attention(
         for suffix in ("", "_bias")
     }
     of_gguf = {**unturned, **(gguf_transforms or {})}
-    norms = QK_NORMS if params.qk_norm != QKNorm.NONE else ()
-    weights = slots("attention", names, PROJECTIONS + biases + norms, hf, of_gguf, hf_transforms)
+    more = (QK_NORMS if params.qk_norm != QKNorm.NONE else ()) + ("gate",) * params.output_gate
+    weights = slots("attention", names, PROJECTIONS + biases + more, hf, of_gguf, hf_transforms)
     if rope is not None:
         weights["rope_inv_freq"] = rope.weight(rope_name)
     return Op(params, weights, (reads,), writes)
@@ -191,6 +193,15 @@ def fused_qkv(params: AttentionParams) -> dict[str, tuple[Transform, ...]]:
         slot + suffix: (Transform(TransformKind.SLICE_ROWS, (ends[i], ends[i + 1])),)
         for i, slot in enumerate(("q", "k", "v"))
         for suffix in ("", "_bias")
+    }
+
+
+def gated_q(params: AttentionParams) -> dict[str, tuple[Transform, ...]]:
+    """q and the output's gate cut out of a tensor that keeps the two of each head below one another."""
+    heads, dim = params.num_heads, params.head_dim
+    return {
+        slot: (Transform(TransformKind.SLICE_HEAD_ROWS, (heads, start, start + dim)),)
+        for slot, start in (("q", 0), ("gate", dim))
     }
 
 

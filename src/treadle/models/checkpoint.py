@@ -76,7 +76,7 @@ def open_synthetic(model: str, quantisation: Quantisation | None = None) -> Chec
 
 def read_config(path: str | os.PathLike[str], own: Family | None = None) -> tuple[Family, Config]:
     """The family and config of a config.json; `own`: a family of the user's."""
-    values = read_json(path)
+    values = read_json(path, infinity=True)
     where = Path(path).name
     family = family_of_json(values.get("model_type"), where, own)
     return family, family.config.read(Keys.of_json(values, where, Path(path).parent))

@@ -153,6 +153,8 @@ class Config:
     """More keys of config.json that do not change this family's maths."""
     ONLY: ClassVar[Mapping[str, object]] = {}
     """More keys of config.json that may be there with this one value, or null."""
+    GGUF_ONLY: ClassVar[Mapping[str, object]] = {}
+    """More metadata keys that may be there with this one value."""
 
     @classmethod
     def read(cls, keys: Keys) -> Self:
@@ -166,7 +168,7 @@ class Config:
         if keys.container is Container.SAFETENSORS:
             keys.refuse_rest(HF_IGNORED | cls.IGNORED, {**HF_ONLY, **cls.ONLY})
         else:
-            keys.refuse_rest(GGUF_IGNORED, GGUF_ONLY)
+            keys.refuse_rest(GGUF_IGNORED, {**GGUF_ONLY, **cls.GGUF_ONLY})
         config = cls(**values)
         config.check(keys)
         return config

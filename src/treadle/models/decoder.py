@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -127,6 +127,22 @@ class LayerNormDecoderConfig(BaseDecoderConfig):
         return Norm(eps=self.layer_norm_eps, centred=True, bias=True)
 
 
+class CausalConfig(Protocol):
+    """What the program around a decoder's layers asks of its config."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+    @property
+    def norm(self) -> Norm: ...
+    def facts(self) -> ModelFacts: ...
+
+
 def pre_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op, residual_scale: float = 1.0) -> tuple[Op, ...]:
     """x += attention(norm(x)); x += mlp(norm(x)); what is added may be scaled."""
     return (
@@ -174,7 +190,7 @@ def sandwich_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tu
 
 
 def decoder(
-    config: BaseDecoderConfig,
+    config: CausalConfig,
     layers: tuple[tuple[Op, ...], ...],
     *,
     embedding_scale: float = 1.0,
@@ -184,9 +200,10 @@ def decoder(
     table: WeightSpec = TABLE,
     positions: WeightSpec | None = None,
     final_norm: str = "model.norm",
+    gguf_final_norm: str = "output_norm",
     unused: tuple[str, ...] = (),
 ) -> Architecture:
-    """Embedding, layers, final norm, head (tied or its own). `final_norm`: its tensor's name in Hugging Face."""
+    """Embedding, layers, final norm, head (tied or its own). `final_norm`, `gguf_final_norm`: its tensor's names."""
     vocab, tied = config.vocab_size, config.tie_word_embeddings
     rows = config.max_position_embeddings if positions else 0
     head = table if tied else weight("lm_head.weight", "lm_head.weight", GGUF_HEAD)
@@ -197,7 +214,7 @@ def decoder(
         prologue=(blocks.embedding(vocab, config.hidden_size, table, embedding_scale, positions, rows),),
         layers=layers,
         epilogue=(
-            config.norm.op("final_norm", final_norm, "output_norm"),
+            config.norm.op("final_norm", final_norm, gguf_final_norm),
             blocks.lm_head(vocab, head, logit_scale, logit_softcap, bias),
         ),
         outputs=("logits",),

@@ -90,6 +90,17 @@ def partial_rope(default: float, scalings: Mapping[str, Scaling] | None = None) 
     return read
 
 
+def rope_from(default_theta: float) -> RopeReader:
+    """A reader of a rope over whole heads; `default_theta`: of config.json. llama.cpp's is the same for all."""
+
+    def read(keys: Keys, values: Mapping[str, Any]) -> Rope:
+        if keys.container is Container.GGUF:
+            return _from_gguf(keys, values, None)
+        return _from_json(keys, values, None, SCALINGS, default_theta)
+
+    return read
+
+
 def rope_of_kind(kind: str, default_theta: float, legacy_theta: str, gguf_theta: str) -> RopeReader:
     """A reader for models in which layers of a kind ("full_attention", "sliding_attention") have a rope of their own.
 
@@ -121,7 +132,13 @@ def rope_of_kind(kind: str, default_theta: float, legacy_theta: str, gguf_theta:
     return read
 
 
-def _from_json(keys: Keys, values: Mapping[str, Any], partial: float | None, scalings: Mapping[str, Scaling]) -> Rope:
+def _from_json(
+    keys: Keys,
+    values: Mapping[str, Any],
+    partial: float | None,
+    scalings: Mapping[str, Scaling],
+    default_theta: float = DEFAULT_THETA,
+) -> Rope:
     """transformers 4 has rope_theta and rope_scaling, transformers 5 has rope_parameters with theta inside."""
     found = [(key, keys.take(key)) for key in ("rope_parameters", "rope_scaling")]
     given = [(key, value) for key, value in found if value is not None]
@@ -129,7 +146,7 @@ def _from_json(keys: Keys, values: Mapping[str, Any], partial: float | None, sca
         keys.refuse("rope_scaling", given[1][1], "the same as rope_parameters")
     key, parameters = given[0] if given else ("rope_scaling", {})
     inner = _inner(keys, key, parameters)
-    theta = _theta(keys, inner, "rope_theta", DEFAULT_THETA)
+    theta = _theta(keys, inner, "rope_theta", default_theta)
     rotary_dim = values["head_dim"]
     if partial is not None:
         rotary_dim = int(rotary_dim * _either(keys, inner, "partial_rotary_factor", partial, (1e-3, 1.0)))

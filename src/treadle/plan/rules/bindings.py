@@ -139,9 +139,10 @@ def _state_size(s: Subject) -> Iterator[str]:
         if op.sound is None or (paged and not 1 <= state.page_tokens <= MAX_PAGE_TOKENS):
             continue
         expected = op.sound.state_page_bytes(state.page_tokens if paged else 0)
-        if state.size_bytes != expected or expected > MAX_PAGE_BYTES:
+        whole = -(-expected // state.align_bytes) * state.align_bytes if state.align_bytes > 0 else expected
+        if state.size_bytes not in (expected, whole) or whole > MAX_PAGE_BYTES:
             found = f"{op.label}: state {state.id} has pages of {state.size_bytes} bytes"
-            yield f"{found}, the params need {expected} (at most {MAX_PAGE_BYTES})"
+            yield f"{found}, the params need {expected}, or {whole} to keep pages aligned (at most {MAX_PAGE_BYTES})"
 
 
 def _state_align(s: Subject) -> Iterator[str]:
