@@ -41,6 +41,7 @@ TINY = {
     "rms_norm_eps": 1e-5,
 }
 LAYER_NORM = {key: value for key, value in TINY.items() if key != "rms_norm_eps"}
+SSM = {"vocab_size": 320, "hidden_size": 64, "state_size": 16, "num_hidden_layers": 2}
 LLAMA3 = {
     "rope_theta": 500000.0,
     "rope_scaling": {
@@ -83,6 +84,16 @@ CONFIGS = {
     "phi3-tiny": {"model_type": "phi3", **TINY, "sliding_window": 24},
     "stablelm-tiny": {"model_type": "stablelm", **LAYER_NORM, "qk_layernorm": True},
     "starcoder2-tiny": {"model_type": "starcoder2", **LAYER_NORM},
+    "lfm2-tiny": {
+        "model_type": "lfm2",
+        **LAYER_NORM,
+        "norm_eps": 1e-5,
+        "conv_bias": True,
+        "layer_types": ["conv", "full_attention", "conv"],
+    },
+    "mamba-tiny": {"model_type": "mamba", **SSM},
+    "falcon_mamba-tiny": {"model_type": "falcon_mamba", **SSM},
+    "mamba2-tiny": {"model_type": "mamba2", **SSM, "num_heads": 4, "head_dim": 32, "n_groups": 2},
 }
 
 

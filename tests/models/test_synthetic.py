@@ -26,6 +26,16 @@ def test_a_shape_has_the_parameters_of_its_model(shape, parameters):
     assert sum(math.prod(info.shape) for info in tensors) == parameters
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [("lfm2:350m", 354_483_968), ("lfm2:1.2b", 1_170_340_608), ("mamba2:130m", 128_989_632)],
+)
+def test_a_recurrent_shape_has_the_parameters_of_its_model(model, parameters):
+    """As transformers counts them, of configs with the published sizes (LFM2 350M and 1.2B, Mamba-2 130M)."""
+    tensors = synthetic_tensors(f"synthetic:{model}:q8_0").tensors.values()
+    assert sum(math.prod(info.shape) for info in tensors) == parameters
+
+
 def test_one_type_is_for_every_matrix_and_norms_are_f32():
     for info in synthetic_tensors("synthetic:llama:1b:q6_k").tensors.values():
         assert info.dtype == ("q6_k" if len(info.shape) == 2 else "f32")
@@ -66,9 +76,9 @@ def test_a_model_can_be_described_without_its_weights():
     assert description.info.model == "synthetic:llama:8b:q8_0"
 
 
-@pytest.mark.parametrize("dtype", ["q4_1", "bf16"])
-def test_the_file_written_of_it_is_the_same_model(dtype, tmp_path):
-    model = f"synthetic:llama:tiny:{dtype}"
+@pytest.mark.parametrize("tiny", ["llama:tiny:q4_1", "llama:tiny:bf16", "mamba2:tiny:q8_0", "lfm2:tiny:q4_k"])
+def test_the_file_written_of_it_is_the_same_model(tiny, tmp_path):
+    model = f"synthetic:{tiny}"
     path = write_synthetic(model, tmp_path / "tiny.gguf")
     with LLM(model, threads=1) as made, LLM(path, threads=1) as read:
         ours, theirs = made.logits(PROMPT), read.logits(PROMPT)

@@ -1,7 +1,8 @@
 """Tensors without a file: seeded random blocks that are valid in their type, made when they are asked for.
 
 A tensor's values have about mean 0 and standard deviation 1 / sqrt(columns), so that layers keep the size of what goes
-through them; a vector is all ones. Block layouts are those of ggml (ggml-common.h).
+through them; a vector is all ones, or minus ones where it holds rates of decay. Block layouts are those of ggml
+(ggml-common.h).
 """
 
 from __future__ import annotations
@@ -58,16 +59,18 @@ _FLOATS: Mapping[str, tuple[type[np.uint32] | type[np.uint16], int, int]] = {
     "f16": (np.uint16, 10, 15),
 }
 _FLOAT_SPREAD = math.sqrt(7 / 3)  # of a mantissa in [1, 2) with either sign
+DECAYS = "ssm_a"
+"""Vectors of rates at which a state decays: below 0."""
 RANDOM_TYPES = (*_FLOATS, *_BLOCKS, "mxfp4")
 
 
 def random_tensor(name: str, dtype: str, shape: tuple[int, ...]) -> Bytes:
     """The tensor's bytes, u8 [nbytes]: a function of the arguments alone. Raises UnsupportedModel, InvalidWeights."""
     nbytes = tensor_nbytes(dtype, shape)
-    if len(shape) == 1:
+    if len(shape) == 1 or 1 in shape:
         if dtype != "f32":
             raise UnsupportedModel(f"tensor {name}: a synthetic vector is f32, not {dtype}")
-        return np.ones(shape, "<f4").view(np.uint8)
+        return np.full(shape, -1.0 if name.endswith(DECAYS) else 1.0, "<f4").reshape(-1).view(np.uint8)
     generator = np.random.PCG64(int.from_bytes(hashlib.sha256(f"{name} {dtype} {shape}".encode()).digest()[:16], "big"))
     raw = generator.random_raw(-(-nbytes // 8)).view(np.uint8)[:nbytes]
     deviation = shape[-1] ** -0.5

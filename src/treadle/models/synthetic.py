@@ -13,6 +13,7 @@ from typing import Final
 from treadle.errors import UnsupportedModel
 from treadle.formats.synthetic import RANDOM_TYPES, SyntheticTensors
 from treadle.formats.tensors import BLOCK_SIZES
+from treadle.models import synthetic_recurrent as recurrent
 
 PREFIX: Final = "synthetic:"
 
@@ -86,14 +87,23 @@ def synthetic_tensors(model: str) -> SyntheticTensors:
     Raises UnsupportedModel naming what is not known and what is, InvalidWeights for rows that the type cannot hold.
     """
     family, shape_name, dtype = _parts(model)
-    shape = SHAPES[shape_name]
     mix = MIXES.get(dtype)
+    if family in recurrent.SHAPES:
+        shape_ = recurrent.SHAPES[family][shape_name]
+        chosen = recurrent.tensors_of(shape_, lambda name, cols: _mixed(mix, name, shape_.layers, cols, dtype))
+        return SyntheticTensors(_general(family, f"{shape_name} {dtype}", shape_.metadata()), chosen)
+    shape = SHAPES[shape_name]
     matrices, vectors = _tensors(shape)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {name: ("f32", (size,)) for name, size in vectors.items()}
     for name, dims in matrices.items():
-        layer, base = (int(name.split(".")[1]), name.split(".")[2]) if name.startswith("blk.") else (-1, name[:-7])
-        tensors[name] = (mix(base, layer, shape.layers, dims[1]) if mix else dtype, dims)
+        tensors[name] = (_mixed(mix, name, shape.layers, dims[1], dtype), dims)
     return SyntheticTensors(_metadata(family, f"{shape_name} {dtype}", shape), tensors)
+
+
+def _mixed(mix: Callable[[str, int, int, int], str] | None, name: str, layers: int, cols: int, dtype: str) -> str:
+    """The type of a matrix: `dtype`, or what a mix gives it."""
+    layer, base = (int(name.split(".")[1]), name.split(".")[2]) if name.startswith("blk.") else (-1, name[:-7])
+    return mix(base, layer, layers, cols) if mix else dtype
 
 
 def _parts(model: str) -> tuple[str, str, str]:
@@ -101,7 +111,9 @@ def _parts(model: str) -> tuple[str, str, str]:
     if len(parts) != 3:
         raise UnsupportedModel(f"{model!r}: expected FAMILY:SHAPE:TYPE, as in llama:1b:q4_k")
     types = (*RANDOM_TYPES, *MIXES)
-    for what, part, known in zip(("family", "shape", "type"), parts, (("llama",), SHAPES, types), strict=True):
+    shapes = {"llama": SHAPES, **recurrent.SHAPES}
+    known_parts = (shapes, shapes.get(parts[0], ()), types)
+    for what, part, known in zip(("family", "shape", "type"), parts, known_parts, strict=True):
         if part not in known:
             raise UnsupportedModel(f"{model!r}: synthetic {what} {part!r} is not known; known: {', '.join(known)}")
     return parts[0], parts[1], parts[2]
@@ -122,6 +134,10 @@ def _metadata(family: str, name: str, shape: Shape) -> dict[str, object]:
         "rope.freq_base": shape.rope_theta,
         "vocab_size": shape.vocabulary,
     }
+    return _general(family, name, keys)
+
+
+def _general(family: str, name: str, keys: Mapping[str, object]) -> dict[str, object]:
     general = {"general.architecture": family, "general.name": f"synthetic {family} {name}"}
     return general | {f"{family}.{key}": value for key, value in keys.items()}
 

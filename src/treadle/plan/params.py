@@ -190,7 +190,10 @@ class MoEParams(Params, frozen=True):
 class MambaParams(Params, frozen=True):
     OPCODE = Opcode.MAMBA_MIXER
     generation: U32
-    """1: Mamba (selective scan per channel), 2: Mamba-2 (SSD, one decay a head)."""
+    """1: Mamba (selective scan per channel), 2: Mamba-2 (SSD, one decay a head).
+
+    Rows of `in`: x, gate z; of generation 2 z, x, B, C, dt. `a` is [state, inner] in generation 1. A page of state holds
+    the convolution's last inputs [conv_width - 1, channels], then h, [state, inner] or [heads, state, inner / heads]."""
     inner: U32
     state: U32
     conv_width: U32
@@ -228,6 +231,7 @@ class MambaParams(Params, frozen=True):
 class ShortConvParams(Params, frozen=True):
     OPCODE = Opcode.SHORTCONV
     inner: U32
+    """Rows of `in`: B, C, u; out(C * conv(B * u))."""
     conv_width: U32
 
     def dims(self) -> dict[str, int]:
@@ -274,6 +278,8 @@ class MLAParams(Params, frozen=True):
 class GatedDeltaNetParams(Params, frozen=True):
     OPCODE = Opcode.GATED_DELTA_NET
     num_k_heads: U32
+    """Rows of `qkv`: q, k, v. A page of state holds the convolution's last inputs [conv_width - 1, channels], then
+    S [v_heads, k_head_dim, v_head_dim]."""
     num_v_heads: U32
     k_head_dim: U32
     v_head_dim: U32
