@@ -69,7 +69,7 @@ def _mamba(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
 
 def _attending(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_context_length(config.max_position_embeddings)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(_mlp_width(config))
     writer.add_head_count(config.num_attention_heads)
     full = [kind == "full_attention" for kind in config.layer_types]
     writer.add_head_count_kv([config.num_key_value_heads if attends else 0 for attends in full])
@@ -78,6 +78,14 @@ def _attending(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     parameters = getattr(config, "rope_parameters", None)
     if parameters is not None:
         writer.add_rope_freq_base(parameters["rope_theta"])
+
+
+def _mlp_width(config: PreTrainedConfig) -> int:
+    """LFM2Model._add_feed_forward_length for LFM2, as stated for the others."""
+    if not getattr(config, "block_auto_adjust_ff_dim", False):
+        return config.intermediate_size
+    size, unit = int(2 * config.intermediate_size / 3), config.block_multiple_of
+    return unit * -(-int(config.block_ffn_dim_multiplier * size) // unit)
 
 
 def _lfm2(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:

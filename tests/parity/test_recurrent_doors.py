@@ -31,8 +31,10 @@ IDS = list(range(3, 67))
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.name}")
 def test_doors_agree(case, tmp_path):
-    # Falcon Mamba's GGUF files are those of a Mamba whose norms share one epsilon.
+    # Falcon Mamba's GGUF files are those of a Mamba whose norms share one epsilon; without any layer that attends they do
+    # not tell how many heads of keys one would have.
     falcon = case.family == "falcon_mamba"
+    alike = not falcon and case.name != "all-conv"
     changes = {"mixer_rms_eps": 1e-5} if falcon else {}
     model = oracle.seeded_model(case.class_name, {**case.config, **changes}, 1)
     paths = (oracle.save(model, tmp_path / "hf"), gguf_export_recurrent.export(model, tmp_path / "model.gguf"))
@@ -44,7 +46,7 @@ def test_doors_agree(case, tmp_path):
         checkpoint.close()
         with LLM(path, numerics="exact", max_num_seqs=1, max_num_logits=64) as llm:
             found.append(llm.logits(IDS))
-    assert configs[0] == configs[1] or falcon
+    assert configs[0] == configs[1] or not alike
     assert plans[0] == plans[1]
     np.testing.assert_array_equal(found[0], found[1])
     expected = oracle.logits(model, [IDS])[0]

@@ -192,8 +192,9 @@ class MambaParams(Params, frozen=True):
     generation: U32
     """1: Mamba (selective scan per channel), 2: Mamba-2 (SSD, one decay a head).
 
-    Rows of `in`: x, gate z; of generation 2 z, x, B, C, dt. `a` is [state, inner] in generation 1. A page of state holds
-    the convolution's last inputs [conv_width - 1, channels], then h, [state, inner] or [heads, state, inner / heads]."""
+    Rows of `in`: x, gate z; of generation 2 z, x, B, C, dt. `a` is [state, inner] in generation 1. A page of state
+    holds the convolution's last inputs [conv_width - 1, channels], then h: [state, inner] in generation 1, in 2 [heads,
+    state, inner / heads]."""
     inner: U32
     state: U32
     conv_width: U32
