@@ -31,8 +31,8 @@ IDS = list(range(3, 67))
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.name}")
 def test_doors_agree(case, tmp_path):
-    # Falcon Mamba's GGUF files are those of a Mamba whose norms share one epsilon; without any layer that attends they do
-    # not tell how many heads of keys one would have.
+    # Falcon Mamba's GGUF files are those of a Mamba whose norms share one epsilon; where no layer attends they do not
+    # tell how many heads of keys one would have.
     falcon = case.family == "falcon_mamba"
     alike = not falcon and case.name != "all-conv"
     changes = {"mixer_rms_eps": 1e-5} if falcon else {}
