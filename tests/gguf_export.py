@@ -21,6 +21,7 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "gpt2": gguf.MODEL_ARCH.GPT2,
+    "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granite": gguf.MODEL_ARCH.GRANITE,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
     "mixtral": gguf.MODEL_ARCH.LLAMA,
@@ -131,6 +132,12 @@ def _granitemoe_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     _expert_keys(writer, config)
 
 
+def _gpt_oss_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    _expert_keys(writer, config)
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_sliding_window(config.sliding_window)
+
+
 def _olmo_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_layer_norm_eps(1e-5)
     if config.clip_qkv is not None:
@@ -184,6 +191,20 @@ def _permuted_experts(config: PreTrainedConfig, key: str, value: np.ndarray) -> 
         yield from _permuted(config, name.replace("block_sparse_moe", "mlp"), part)
 
 
+def _gpt_oss(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """Experts' matrices turned round; the rows of gate and up, which take turns, apart."""
+    if "mlp.experts" not in key:
+        yield (f"{key}.weight" if key.endswith("sinks") else key), value
+        return
+    suffix = "bias" if key.endswith("_bias") else "weight"
+    name, value = key.removesuffix("_bias"), value if suffix == "bias" else value.swapaxes(1, 2)
+    if name.endswith("gate_up_proj"):
+        for i, part in enumerate(("gate", "up")):
+            yield f"{name.replace('gate_up', part)}.{suffix}", value[:, i::2]
+    else:
+        yield f"{name}.{suffix}", value
+
+
 def _gpt2(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
     turned = key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
     yield key, value.T if turned else value
@@ -212,6 +233,7 @@ def _gemma(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
 _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "gemma2": _gemma2_keys,
     "gemma3_text": _gemma3_keys,
+    "gpt_oss": _gpt_oss_keys,
     "granite": _granite_keys,
     "granitemoe": _granitemoe_keys,
     "mixtral": _expert_keys,
@@ -228,6 +250,7 @@ _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] =
     "gemma2": _gemma,
     "gemma3_text": _gemma,
     "gpt2": _gpt2,
+    "gpt_oss": _gpt_oss,
     "granite": _permuted,
     "granitemoe": _permuted_experts,
     "mixtral": _permuted_experts,

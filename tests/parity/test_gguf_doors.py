@@ -94,6 +94,10 @@ CASES = {
     ),
     "granitemoe": ("GraniteMoeForCausalLM", {"num_local_experts": 4, "embedding_multiplier": 3.0}),
     "olmoe": ("OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24},
+    ),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}),
 }
 IDS = list(range(3, 67))

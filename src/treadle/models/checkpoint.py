@@ -85,9 +85,10 @@ def read_config(path: str | os.PathLike[str], own: Family | None = None) -> tupl
 def _open_directory(path: Path, quantisation: Quantisation | None, own: Family | None) -> Checkpoint:
     family, config = read_config(path / CONFIG_NAME, own)
     architecture = family.architecture(config)
+    from treadle.formats.mxfp4_planes import join_planes
     from treadle.formats.safetensors import SafetensorsFile  # a GGUF file needs none of it
 
-    tensors = SafetensorsFile.open(path)
+    tensors = join_planes(SafetensorsFile.open(path))
     return Checkpoint(path, tensors, config, architecture, CheckpointWeights(tensors, path.name, quantisation))
 
 

@@ -143,13 +143,15 @@ class CausalConfig(Protocol):
     def facts(self) -> ModelFacts: ...
 
 
-def pre_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op, residual_scale: float = 1.0) -> tuple[Op, ...]:
+def pre_norm_layer(
+    config: BaseDecoderConfig, attention: Op, mlp: Op, residual_scale: float = 1.0, gguf_mlp_norm: str = "ffn_norm"
+) -> tuple[Op, ...]:
     """x += attention(norm(x)); x += mlp(norm(x)); what is added may be scaled."""
     return (
         config.norm.of_layer("attention_norm", "input_layernorm", "attn_norm"),
         attention,
         blocks.residual(scale=residual_scale),
-        config.norm.of_layer("mlp_norm", "post_attention_layernorm", "ffn_norm"),
+        config.norm.of_layer("mlp_norm", "post_attention_layernorm", gguf_mlp_norm),
         mlp,
         blocks.residual(scale=residual_scale),
     )

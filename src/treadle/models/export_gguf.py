@@ -22,7 +22,7 @@ from treadle.formats.tokenizer_export import tokenizer_metadata
 from treadle.models.checkpoint import Checkpoint
 from treadle.models.config import Config, Declared, Keys, brief
 from treadle.models.decoder import BaseDecoderConfig
-from treadle.models.quantisation import Quantisation
+from treadle.models.quantisation import Quantisation, is_exact
 from treadle.models.registry import family_of_gguf
 from treadle.models.rope import FREQUENCY_TENSOR, Rope, gguf_rope
 from treadle.models.transforms import FLOATS, Form, Part, arrange, check_invertible, invert
@@ -79,7 +79,7 @@ def export(
     allow_requantize: bool = False,
     progress: Progress | None = None,
 ) -> Written:
-    """Writes the model with its matrices as `quantisation` says and its vectors as f32.
+    """Writes the model with its matrices as `quantisation` says and its vectors, biases and routers as f32.
 
     `allow_requantize`: take matrices that are stored below q8_0. Raises UnsupportedModel or InvalidWeights naming what
     cannot be written, before anything is; OSError.
@@ -121,7 +121,7 @@ def _tensor(
     for transform in source.transforms:
         check_invertible(transform, f"weight {binding.name}")
     stored = checkpoint.weights.dtype(binding)
-    vector = len(binding.shape) == 1
+    vector = is_exact(binding.name, binding.shape)
     dtype = DType.F32 if vector else quantisation.type_of(binding.name, binding.shape, stored)
     if dtype is not stored and stored not in (*FLOATS, DType.Q8_0) and not allow_requantize:
         raise UnsupportedModel(

@@ -78,6 +78,17 @@ def read_rope(keys: Keys, values: Mapping[str, Any]) -> Rope:
     return _from_json(keys, values, None, SCALINGS)
 
 
+def theta_or(default: float) -> RopeReader:
+    """A reader of a rope over whole heads; `default`: of rope_theta where config.json has none."""
+
+    def read(keys: Keys, values: Mapping[str, Any]) -> Rope:
+        if keys.container is Container.GGUF:
+            return _from_gguf(keys, values, None)
+        return _from_json(keys, values, None, SCALINGS, default)
+
+    return read
+
+
 def partial_rope(default: float, scalings: Mapping[str, Scaling] | None = None) -> RopeReader:
     """A reader of a rope that may turn the first dims of a head only; `default`: of partial_rotary_factor.
     `scalings`: those that the family knows, if not all."""

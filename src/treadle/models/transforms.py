@@ -197,13 +197,13 @@ def _keep(args: Args, parts: list[Part]) -> list[Bytes]:
 
 def _transposed(args: Args, forms: list[Form]) -> list[Form]:
     for form in forms:
-        _need(form.dtype in FLOATS and len(form.shape) == 2, f"cannot transpose {form.dtype.name.lower()} {form.shape}")
-    return [Form(form.dtype, form.shape[::-1]) for form in forms]
+        _need(form.dtype in FLOATS and len(form.shape) >= 2, f"cannot transpose {form.dtype.name.lower()} {form.shape}")
+    return [Form(form.dtype, (*form.shape[:-2], form.shape[-1], form.shape[-2])) for form in forms]
 
 
 def _transpose(args: Args, parts: list[Part]) -> list[Bytes]:
     split = [part.data.reshape(*part.form.shape, -1) for part in parts]
-    return [data.swapaxes(0, 1) for data in split]
+    return [data.swapaxes(-3, -2) for data in split]
 
 
 def _as_f32(args: Args, forms: list[Form]) -> list[Form]:

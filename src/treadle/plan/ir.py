@@ -115,6 +115,7 @@ class TransformKind(IntEnum):
     SLICE_ROWS = 1
     """args (start, stop)."""
     TRANSPOSE = 2
+    """The last two axes."""
     CONCAT_ROWS = 3
     STACK = 4
     """Several equal tensors become one with a new first axis (experts)."""

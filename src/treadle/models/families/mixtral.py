@@ -14,6 +14,7 @@ from treadle.models.config import declare
 from treadle.models.decoder import decoder, pre_norm_layer
 from treadle.models.experts import ExpertsConfig
 from treadle.models.registry import Family
+from treadle.models.rope import Rope, theta_or
 from treadle.models.spec import Architecture, Op
 from treadle.models.windows import every_layer
 from treadle.plan.params import MoEParams
@@ -26,6 +27,7 @@ class MixtralConfig(ExpertsConfig):
     GGUF_ARCHITECTURE: ClassVar[str | None] = "llama"
     IGNORED: ClassVar[frozenset[str]] = frozenset({"router_jitter_noise"})  # of training
 
+    rope: Rope = declare(reader=theta_or(1e6))
     windows: tuple[int, ...] = declare(reader=every_layer(None))
 
 
