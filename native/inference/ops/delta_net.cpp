@@ -52,7 +52,7 @@ class DeltaNetOp final : public MixerOp {
                                     {&z_, p.z, inner_, {}},
                                     {&b_, p.beta, v_heads_, {}},
                                     {&a_, p.steps, v_heads_, {}}};
-        multiply_all(products, input_rows(step, worker, p.ends), worker, context_.exact, p.ends.matmul);
+        multiply_all(products, input_rows(step, worker, p.ends), worker, context_.numerics, p.ends.matmul);
         worker.sync();
         // Blocks of whole heads, so that a head is complete when its block is.
         convolve(conv_, std::lcm(int64_t{16}, k_dim_), p.qkv, qkv_.rows, nullptr, nullptr, p.qkv, step,

@@ -62,7 +62,7 @@ class MambaOp : public MixerOp {
 
     void project(float* projected, const Ends& ends, const Step& step, Worker& worker) const {
         const Product product{&in_, projected, in_.rows, {.bias = in_bias_}};
-        multiply_all({&product, 1}, input_rows(step, worker, ends), worker, context_.exact, ends.matmul);
+        multiply_all({&product, 1}, input_rows(step, worker, ends), worker, context_.numerics, ends.matmul);
         worker.sync();
     }
 
@@ -149,13 +149,13 @@ class Mamba1Op final : public MambaOp {
         multiply_all(
             {&all, 1},
             select_.prepare(p.projected, in_.rows, step.rows, nullptr, worker, p.select_team, p.select_own),
-            worker, context_.exact, p.matmul);
+            worker, context_.numerics, p.matmul);
         worker.sync();
         const Product steps{&dt_proj_, p.dt, inner_, {}};
         multiply_all(
             {&steps, 1},
             widen_.prepare(p.selected, x_proj_.rows, step.rows, nullptr, worker, p.widen_team, p.widen_own),
-            worker, context_.exact, p.matmul);
+            worker, context_.numerics, p.matmul);
         if (normed_) {
             worker.each(step.rows, worker.piece(step.rows, 4), [&](Range range) {
                 for (int64_t r = range.first; r < range.last; ++r) {

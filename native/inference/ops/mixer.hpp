@@ -112,7 +112,7 @@ class MixerOp : public Op {
             epilogue.scale = residual_scale_;
         }
         const Product product{&out_, y_.f32(), y_.cols, epilogue};
-        multiply_all({&product, 1}, ready, worker, context_.exact, ends.matmul);
+        multiply_all({&product, 1}, ready, worker, context_.numerics, ends.matmul);
     }
 
     // Convolves all slots' rows x [rows, ld] in blocks of `block` channels, a multiple of 16; then done(slot, first

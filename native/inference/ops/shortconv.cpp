@@ -24,7 +24,8 @@ class ShortConvOp final : public MixerOp {
         Carver team(worker.shared), own(worker.scratch);
         const Pieces p = pieces(team, own);
         const Product product{&in_, p.projected, in_.rows, {.bias = in_bias_}};
-        multiply_all({&product, 1}, input_rows(step, worker, p.ends), worker, context_.exact, p.ends.matmul);
+        multiply_all({&product, 1}, input_rows(step, worker, p.ends), worker, context_.numerics,
+                     p.ends.matmul);
         worker.sync();
         float *b = p.projected, *c = b + inner_, *u = c + inner_;
         convolve(conv_, kConvBlock, u, in_.rows, b, c, b, step, worker, [](int64_t, int64_t, int64_t) {});
