@@ -84,7 +84,7 @@ def tiny_gguf_oracle(name, path):
     return model
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-bias", "llama-linear", "llama-yarn"])
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-bias", "llama-linear", "llama-llama3", "llama-yarn"])
 def test_both_doors_give_the_same_logits(name, tiny_checkpoint, tiny_gguf):
     ids = tiny_ids(name)[:64]
     found = []

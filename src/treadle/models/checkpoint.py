@@ -106,6 +106,6 @@ def _gguf_checkpoint(
 ) -> Checkpoint:
     experts = tensors.metadata.get(f"{tensors.architecture}.expert_count", 0)
     family = family_of_gguf(tensors.architecture, path.name, own, experts)
-    config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name))
     weights = CheckpointWeights(tensors, path.name, quantisation)
+    config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name, weights.values))
     return Checkpoint(path, tensors, config, family.architecture(config), weights)

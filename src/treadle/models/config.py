@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, Self
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from treadle.errors import UnsupportedModel
 from treadle.formats.tensors import TensorInfo
@@ -40,10 +41,13 @@ class Keys:
         where: str,
         tensors: Mapping[str, TensorInfo],
         directory: Path | None = None,
+        values_of: Callable[[str], NDArray[np.float32]] | None = None,
     ) -> None:
         self.container = container
         self.where = where
         self.tensors = tensors
+        self.values_of = values_of
+        """The values of a small tensor; None where there are only shapes."""
         self._directory = directory
         self._values = values
         self._read: set[str] = set()
@@ -54,14 +58,20 @@ class Keys:
         return cls(Container.SAFETENSORS, config, where, {}, directory)
 
     @classmethod
-    def of_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> Self:
+    def of_gguf(
+        cls,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, TensorInfo],
+        where: str,
+        values_of: Callable[[str], NDArray[np.float32]] | None = None,
+    ) -> Self:
         """Only what stands behind the architecture's prefix; other namespaces do not change the maths."""
         kind = metadata.get("general.type", "model")
         if kind != "model":
             raise UnsupportedModel(f"{where}: general.type: {kind!r}; only 'model' is supported")
         prefix = f"{metadata['general.architecture']}."
         values = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
-        return cls(Container.GGUF, values, where, tensors)
+        return cls(Container.GGUF, values, where, tensors, values_of=values_of)
 
     @cached_property
     def sentence(self) -> Sentence | None:

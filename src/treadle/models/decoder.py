@@ -11,9 +11,9 @@ import msgspec
 from treadle.models import blocks
 from treadle.models.blocks import Norm
 from treadle.models.config import Config, Keys, convert, declare
-from treadle.models.rope import Rope, read_rope
+from treadle.models.rope import FREQUENCY_TENSOR, Rope, read_rope
 from treadle.models.spec import Architecture, Input, Op, Program, WeightSpec, weight
-from treadle.plan.ir import Container, DType, ModelFacts, Stage, Symbol
+from treadle.plan.ir import Container, DType, GeneratorKind, ModelFacts, Stage, Symbol
 from treadle.plan.params import Activation, AttentionParams
 
 GGUF_TABLE = "token_embd.weight"
@@ -221,6 +221,9 @@ def decoder(
         ),
         outputs=("logits",),
     )
-    # Old checkpoints carry the frequencies as buffers; tied ones may carry the table twice.
+    # Old checkpoints carry the frequencies as buffers; tied ones may carry the table twice. Divisors that were
+    # understood are generated.
     twice = ("lm_head.weight",) if tied else ()
-    return Architecture(config.facts(), (program,), ("*.rotary_emb.inv_freq", *twice, *unused))
+    understood = config.rope is not None and config.rope.kind is GeneratorKind.ROPE_LLAMA3
+    divisors = (FREQUENCY_TENSOR,) if understood else ()
+    return Architecture(config.facts(), (program,), ("*.rotary_emb.inv_freq", *twice, *divisors, *unused))

@@ -177,14 +177,14 @@ def _converted(checkpoint: Checkpoint, tensors: Iterable[_Tensor]) -> tuple[GGUF
         raise UnsupportedModel(f"{path}: model_type {config.MODEL_TYPE!r} has no GGUF writer yet")
     if not (path / "tokenizer.json").is_file():
         raise UnsupportedModel(f"{path}: no tokenizer.json, from which a GGUF file's tokenizer is made")
-    keys, divisors, rope = _config_keys(config, config.rope)
+    keys, divisors = _config_keys(config, config.rope)
     metadata = {f"{architecture}.{key}": value for key, value in keys.items()}
     extra: list[_Tensor] = []
     if divisors is not None:
         raw = quantise(divisors, "f32")
         extra.append(_Tensor(_info(FREQUENCY_TENSOR, "f32", divisors.shape), lambda: raw))
     infos = {tensor.info.name: tensor.info for tensor in (*extra, *tensors)}
-    _check_read_back(dataclasses.replace(config, rope=rope), architecture, metadata, infos)
+    _check_read_back(config, architecture, metadata, infos, divisors)
     writer = GGUFWriter(architecture)
     writer.add("general.type", "model")
     writer.add("general.name", path.resolve().name)
@@ -193,7 +193,7 @@ def _converted(checkpoint: Checkpoint, tensors: Iterable[_Tensor]) -> tuple[GGUF
     return writer, extra
 
 
-def _config_keys(config: BaseDecoderConfig, rope: Rope) -> tuple[dict[str, Metadata], NDArray[np.float32] | None, Rope]:
+def _config_keys(config: BaseDecoderConfig, rope: Rope) -> tuple[dict[str, Metadata], NDArray[np.float32] | None]:
     """Metadata behind the architecture's prefix; the rest is `gguf_rope`'s."""
     keys: dict[str, Metadata] = {"vocab_size": config.vocab_size}
     keys |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
@@ -202,17 +202,22 @@ def _config_keys(config: BaseDecoderConfig, rope: Rope) -> tuple[dict[str, Metad
         value = getattr(config, field.name)
         if declared.gguf is not None and value is not None:
             keys[declared.gguf] = value
-    of_rope, divisors, rope = gguf_rope(rope)
-    return keys | of_rope, divisors, rope
+    of_rope, divisors = gguf_rope(rope)
+    return keys | of_rope, divisors
 
 
 def _check_read_back(
-    config: Config, architecture: str, metadata: Mapping[str, Metadata], infos: Mapping[str, TensorInfo]
+    config: Config,
+    architecture: str,
+    metadata: Mapping[str, Metadata],
+    infos: Mapping[str, TensorInfo],
+    divisors: NDArray[np.float32] | None,
 ) -> None:
     """Raises UnsupportedModel naming a field that a reader of the file would see otherwise."""
     known = {"general.architecture": architecture, **metadata}
+    values_of = None if divisors is None else lambda name: divisors
     family = family_of_gguf(architecture, "the GGUF file", experts=known.get(f"{architecture}.expert_count", 0))
-    read = family.config.read(Keys.of_gguf(known, infos, "the GGUF file"))
+    read = family.config.read(Keys.of_gguf(known, infos, "the GGUF file", values_of))
     defaults = {field.name: field.metadata["declared"].default for field in dataclasses.fields(read)}
     for name in defaults | _fields(config):
         wanted = getattr(config, name, defaults.get(name))

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from treadle.errors import UnsupportedModel
 from treadle.models.config import Keys, convert, single
-from treadle.models.generators import generate, rope_powers
+from treadle.models.rope_divisors import llama3_divisors, llama3_parameters
 from treadle.models.spec import Names, WeightSpec
 from treadle.plan.ir import Container, Generator, GeneratorKind
 
 FREQUENCY_TENSOR: Final = "rope_freqs.weight"
-"""GGUF keeps Llama 3's scaling as divisors of the default frequencies."""
+"""GGUF keeps Llama 3's scaling as divisors of the default frequencies (see `rope_divisors`)."""
 SHORT_FACTORS_TENSOR: Final = "rope_factors_short.weight"
 """GGUF keeps LongRoPE's factors as two tensors; the other is LONG_FACTORS_TENSOR."""
 LONG_FACTORS_TENSOR: Final = "rope_factors_long.weight"
@@ -280,13 +280,12 @@ LONG_SCALINGS: Final[Mapping[str, Scaling]] = {
 """Phi-3 knows LongRoPE alone, which its first configs call su or yarn."""
 
 
-def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.float32] | None, Rope]:
-    """A rope as GGUF says it: metadata behind the architecture's prefix, the tensor of divisors if it takes one, and
-    the rope that a reader makes of them. Raises UnsupportedModel for what GGUF cannot say."""
+def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.float32] | None]:
+    """A rope as GGUF says it: metadata behind the architecture's prefix, and the tensor of divisors if it takes one.
+    Raises UnsupportedModel for what GGUF cannot say."""
     keys: dict[str, float | int | str] = {"rope.dimension_count": rope.rotary_dim, "rope.freq_base": rope.args[0]}
     if rope.kind is GeneratorKind.ROPE_LLAMA3:
-        divisors = _divisors(Generator(rope.kind, (float(rope.rotary_dim), *rope.args)))
-        return keys, divisors, dataclasses.replace(rope, kind=GeneratorKind.ROPE_FACTORS, args=rope.args[:1])
+        return keys, llama3_divisors(rope.rotary_dim, *rope.args)
     if rope.kind is GeneratorKind.ROPE_LINEAR:
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.args[1]}
     elif rope.kind is GeneratorKind.ROPE_YARN:
@@ -296,13 +295,7 @@ def gguf_rope(rope: Rope) -> tuple[dict[str, float | int | str], NDArray[np.floa
         keys |= {"rope.scaling.yarn_beta_fast": beta_fast, "rope.scaling.yarn_beta_slow": beta_slow}
     elif rope.kind is not GeneratorKind.ROPE_DEFAULT:
         raise UnsupportedModel(f"rope frequencies of kind {rope.kind.name.lower()} have no equal in GGUF")
-    return keys, None, rope
-
-
-def _divisors(scaled: Generator) -> NDArray[np.float32]:
-    """Divisors f32 [dim / 2] of the default frequencies; what a reader makes of them is right to a bit or two."""
-    dim, theta = scaled.args[:2]
-    return (1.0 / (generate(scaled).astype(np.float64) * rope_powers(int(dim), theta))).astype(np.float32)
+    return keys, None
 
 
 def _yarn_scale(inner: Keys, factor: float) -> float:
@@ -340,10 +333,13 @@ def _from_gguf(keys: Keys, values: Mapping[str, Any], partial: float | None) -> 
     if kind == "yarn":
         args = (theta, factor, *betas, original, 1.0)
         return Rope(rotary_dim=rotary, kind=GeneratorKind.ROPE_YARN, args=args, scale=_yarn_scale(keys, factor))
-    tensor = FREQUENCY_TENSOR in keys.tensors
-    return Rope(
-        rotary_dim=rotary, kind=GeneratorKind.ROPE_FACTORS if tensor else GeneratorKind.ROPE_DEFAULT, args=(theta,)
-    )
+    if FREQUENCY_TENSOR not in keys.tensors:
+        return Rope(rotary_dim=rotary, kind=GeneratorKind.ROPE_DEFAULT, args=(theta,))
+    divisors = None if keys.values_of is None else keys.values_of(FREQUENCY_TENSOR)
+    parameters = None if divisors is None else llama3_parameters(divisors, rotary, theta)
+    if parameters is None:
+        return Rope(rotary_dim=rotary, kind=GeneratorKind.ROPE_FACTORS, args=(theta,))
+    return Rope(rotary_dim=rotary, kind=GeneratorKind.ROPE_LLAMA3, args=(theta, *map(single, parameters)))
 
 
 def _longrope_from_gguf(keys: Keys, theta: float, rotary: int, values: Mapping[str, Any]) -> Rope:

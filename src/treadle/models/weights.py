@@ -86,7 +86,7 @@ class CheckpointWeights:
         dtype = self.dtype(binding)
         source = self._source(binding)
         if binding.generator is not None:
-            values = generate(binding.generator, None if source is None else self._values(source.tensors[0]))
+            values = generate(binding.generator, None if source is None else self.values(source.tensors[0]))
             if values.shape != binding.shape:
                 raise InvalidWeights(
                     f"weight {binding.name}: expected shape {list(binding.shape)}, generated {list(values.shape)}"
@@ -134,7 +134,8 @@ class CheckpointWeights:
         form = _form(self._info(name, binding))
         return Part(form, arrange(form, self._tensors.raw(name)))
 
-    def _values(self, name: str) -> NDArray[np.float32]:
+    def values(self, name: str) -> NDArray[np.float32]:
+        """Of a tensor, in its shape. Raises InvalidWeights, UnsupportedModel for a type without a decoder."""
         info = self._tensors.info(name)
         return dequantise(self._tensors.raw(name), info.dtype, info.shape)
 
