@@ -12,6 +12,7 @@ from treadle.errors import InvalidRequest
 from treadle.inference.certificates import Certificate
 from treadle.inference.engine import certificates
 from treadle.parity.matrix import Defaults
+from treadle.parity.outputs import LEAST_ID, encodes
 from treadle.parity.run import CaseReport, Setting, Subject, load_oracle, random_prompts, run_subject
 
 TEXT: Final = """\
@@ -47,12 +48,13 @@ def run_checkpoint(
     say(f"{path.name}: transformers")
     model = oracle.load(path)
     ids = oracle.token_ids(path, TEXT)
-    prompts = random_prompts(defaults, model.config.get_text_config().vocab_size)
+    encoder = encodes(type(model).__name__)
+    prompts = random_prompts(defaults, model.config.get_text_config().vocab_size, LEAST_ID if encoder else 0)
     if ids is not None:
         prompts = [ids[9 * i : 9 * i + length] for i, length in enumerate(defaults.lengths)]
     expected = oracle.logits(model, prompts)
     subject = Subject(
-        model.config.model_type, path.name, defaults.rel_err, model, prompts, expected, lambda setting: path
+        model.config.model_type, path.name, defaults.rel_err, model, prompts, expected, encoder, lambda setting: path
     )
     for setting in dict.fromkeys(setting._replace(weights=STORED) for setting in settings):
         say(f"{path.name}: {' '.join(setting)}")

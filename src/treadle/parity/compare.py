@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
+NARROW: Final = 32
 
 
 class Agreement(NamedTuple):
@@ -31,6 +32,16 @@ def noise(found: Sequence[F32], expected: Sequence[F32]) -> float:
     """RMS of the difference / RMS of the expected values."""
     a, b = np.concatenate(found), np.concatenate(expected)
     return float(np.sqrt(np.mean((a - b) ** 2, dtype=np.float64) / np.mean(b**2, dtype=np.float64)))
+
+
+def retrieval(found: Sequence[F32], expected: Sequence[F32]) -> float | None:
+    """Share of the vectors whose nearest expected one, by the angle, is their own; None of narrow ones, such as scores,
+    which angles do not tell apart."""
+    a, b = np.concatenate(found), np.concatenate(expected)
+    if a.shape[1] < NARROW:
+        return None
+    closeness = a @ b.T / np.linalg.norm(b, axis=1)
+    return float(np.mean(closeness.argmax(axis=1) == np.arange(len(a))))
 
 
 def agreement(found: Sequence[F32], expected: Sequence[F32], margin: float) -> Agreement:

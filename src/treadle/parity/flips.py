@@ -22,6 +22,7 @@ from treadle.errors import InvalidWeights, TreadleError
 from treadle.inference.llm import LLM
 from treadle.parity.compare import relative_error
 from treadle.parity.matrix import Case, Defaults
+from treadle.parity.outputs import LEAST_ID, encodes, outputs
 from treadle.parity.run import Setting, engine_options, load_oracle, random_prompts
 
 F32 = NDArray[np.float32]
@@ -170,10 +171,11 @@ def run_flips(
     for case in cases:
         configs.setdefault(case.family, {})[case.name] = oracle.full_config(case.class_name, case.config)
     known = known_values(config for family in configs.values() for config in family.values())
-    (ids,) = random_prompts(msgspec.structs.replace(defaults, lengths=(LENGTH,)), MAX_ID)
+    short = msgspec.structs.replace(defaults, lengths=(LENGTH,))
     classes = {case.family: case.class_name for case in cases}
     for family, of_family in configs.items():
         base: dict[str, F32] = {}
+        (ids,) = random_prompts(short, MAX_ID, LEAST_ID if encodes(classes[family]) else 0)
         for name, flip in flips_of_family(of_family, known, sample, defaults.seed + len(family)):
             say(f"{family}/{name}: {'.'.join(flip.path)} = {json.dumps(flip.value)}")
             subject = Subject(classes[family], of_family[name], ids, defaults.seed)
@@ -212,7 +214,7 @@ def run_flip(subject: Subject, flip: Flip, base: F32, threads: int | None) -> tu
         (path / "config.json").write_text(json.dumps(changed))
         try:
             with LLM(path, **engine_options(SETTING, 1), threads=threads) as llm:
-                found = llm.logits(subject.ids)
+                (found,) = outputs(llm, [subject.ids])
         except TreadleError as error:
             named = isinstance(error, InvalidWeights) or names_a_key(str(error), changed)
             return Outcome.REFUSED if named else Outcome.UNNAMED, f"{type(error).__name__}: {error}"

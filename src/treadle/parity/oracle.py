@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from treadle.errors import InvalidRequest
+from treadle.parity.outputs import encodes, types_of
 
 F32 = NDArray[np.float32]
 DTYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -46,7 +47,8 @@ def seeded_model(class_name: str, config: Mapping[str, Any], seed: int) -> trans
 
 def load(path: Path) -> transformers.PreTrainedModel:
     """The model of a checkpoint's directory, in f32. Raises InvalidRequest naming what transformers says."""
-    kind: Any = transformers.AutoModelForCausalLM
+    (named,) = json.loads((path / "config.json").read_text()).get("architectures") or [""]
+    kind: Any = _class(named) if encodes(named) else transformers.AutoModelForCausalLM
     try:
         model = kind.from_pretrained(
             path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
@@ -59,7 +61,12 @@ def load(path: Path) -> transformers.PreTrainedModel:
 def token_ids(path: Path, text: str) -> list[int] | None:
     """Ids of a text by the checkpoint's tokenizer.json; None without one."""
     file = path / "tokenizer.json"
-    return list(Tokenizer.from_file(str(file)).encode(text).ids) if file.is_file() else None
+    if not file.is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return list(tokenizer.encode(text).ids)
 
 
 def versions() -> dict[str, str]:
@@ -141,9 +148,40 @@ def save(model: transformers.PreTrainedModel, directory: Path, weights: str = "f
 
 
 def logits(model: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[F32]:
-    """[positions, vocab] of each prompt, all of its positions at once."""
+    """[positions, vocab] of each prompt, all of its positions at once; of an encoder its vector, [1, width]."""
     with torch.no_grad():
+        if encodes(type(model).__name__):
+            return [_vector(model, ids).float().numpy()[None] for ids in prompts]
         return [model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy() for ids in prompts]
+
+
+def _vector(model: transformers.PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
+    """The scores of a classification head, or the mean of the last rows."""
+    inputs = {"input_ids": torch.tensor([list(ids)])}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = torch.tensor([types_of(len(ids))])
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return _pooled(model.base_model(**inputs).last_hidden_state[0], model.name_or_path or "")
+    scores: torch.Tensor = model(**inputs).logits[0]
+    described = getattr(model.config, "sentence_transformers", None) or {}
+    named = described.get("activation_fn", getattr(model.config, "sbert_ce_default_activation_function", None))
+    if named is not None:
+        return cast(torch.Tensor, getattr(torch.nn, named.rpartition(".")[2])()(scores))
+    return torch.sigmoid(scores) if len(scores) == 1 else scores
+
+
+def _pooled(rows: torch.Tensor, directory: str) -> torch.Tensor:
+    """As modules.json in a checkpoint's directory says; the mean where there is none."""
+    file = Path(directory) / "modules.json"
+    if not directory or not file.is_file():
+        return rows.mean(0)
+    modules = {module["type"].rpartition(".")[2]: module["path"] for module in json.loads(file.read_text())}
+    flags = json.loads((Path(directory) / modules["Pooling"] / "config.json").read_text())
+    if flags.get("pooling_mode_cls_token") or flags.get("pooling_mode_lasttoken"):
+        vector = rows[0 if flags.get("pooling_mode_cls_token") else -1]
+    else:
+        vector = rows.mean(0)
+    return torch.nn.functional.normalize(vector, dim=0) if "Normalize" in modules else vector
 
 
 def module_names(model: transformers.PreTrainedModel) -> frozenset[str]:

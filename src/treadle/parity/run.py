@@ -18,8 +18,9 @@ from treadle.inference.certificates import Identity
 from treadle.inference.engine import weight_cache
 from treadle.inference.llm import LLM
 from treadle.inference.weight_cache import content_name
-from treadle.parity.compare import agreement, noise, relative_error
+from treadle.parity.compare import agreement, noise, relative_error, retrieval
 from treadle.parity.matrix import Case, Defaults
+from treadle.parity.outputs import LEAST_ID, encodes, feed_encoder
 from treadle.parity.trace import TracePoint, against_oracle, between_ways, inspect
 
 F32 = NDArray[np.float32]
@@ -90,6 +91,7 @@ class Subject:
     model: Any
     prompts: Sequence[list[int]]
     expected: Sequence[F32]
+    encodes: bool
     checkpoint: Callable[[Setting], Path]
 
 
@@ -120,14 +122,16 @@ def matrix_subject(case: Case, defaults: Defaults, folder: Path) -> Subject:
     """The seeded model of a case; its checkpoints are written into `folder` when they are asked for."""
     oracle = load_oracle()
     model = oracle.seeded_model(case.class_name, case.config, defaults.seed)
-    prompts = random_prompts(defaults, model.config.get_text_config().vocab_size)
+    encoder = encodes(case.class_name)
+    least = LEAST_ID if encoder else 0
+    prompts = random_prompts(defaults, model.config.get_text_config().vocab_size, least)
 
     def checkpoint(setting: Setting) -> Path:
         path = folder / ("bf16" if setting.weights == "bf16" else "f32")
         return path if path.exists() else cast(Path, oracle.save(model, path, path.name))
 
     expected = oracle.logits(model, prompts)
-    return Subject(case.family, case.name, case.rel_err, model, prompts, expected, checkpoint)
+    return Subject(case.family, case.name, case.rel_err, model, prompts, expected, encoder, checkpoint)
 
 
 def load_oracle() -> Any:
@@ -141,9 +145,9 @@ def load_oracle() -> Any:
     return oracle
 
 
-def random_prompts(defaults: Defaults, vocab_size: int) -> list[list[int]]:
+def random_prompts(defaults: Defaults, vocab_size: int, least: int = 0) -> list[list[int]]:
     random = np.random.default_rng(defaults.seed)
-    return [random.integers(0, vocab_size, length).tolist() for length in defaults.lengths]
+    return [random.integers(least, vocab_size, length).tolist() for length in defaults.lengths]
 
 
 def run_subject(
@@ -158,7 +162,9 @@ def run_subject(
         with LLM(path, **options) as llm:
             report.plan_hash, report.identity = llm.info.plan_hash, llm.info.identity
             report.weights_hash = weights_hash(llm)
-            ways = feed(llm, subject.prompts, defaults.chunks)
+            ways = (
+                feed_encoder(llm, subject.prompts) if subject.encodes else feed(llm, subject.prompts, defaults.chunks)
+            )
     except TreadleError as error:
         report.status, report.message = "failed", f"{type(error).__name__}: {error}"
     else:
@@ -213,10 +219,13 @@ def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapp
     errors = {way: relative_error(found, expected[: len(found)]) for way, found in ways.items()}
     worst = max(errors, key=lambda way: errors[way])
     report.rel_err, report.noise = errors[worst], noise(whole, expected)
-    report.positions = sum(len(logits) for logits in expected)
+    report.positions = sum(map(len, subject.prompts))
     fast = report.numerics == "fast"
-    margin = defaults.margin.of(report.weights) if fast else 0.0
-    report.top1, report.top1_all, report.decided = agreement(whole, expected, margin)
+    if subject.encodes:
+        report.top1 = report.top1_all = retrieval(whole, expected)
+    else:
+        margin = defaults.margin.of(report.weights) if fast else 0.0
+        report.top1, report.top1_all, report.decided = agreement(whole, expected, margin)
     problems = []
     if report.backend == "cpu":
         report.differing = [way for way, found in ways.items() if not same_bits(found, whole)]
@@ -227,9 +236,9 @@ def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapp
         allowed = defaults.noise.of(report.weights)
         if not report.noise < allowed:
             problems.append(f"noise {report.noise:.4f}, allowed {allowed}")
-        if report.decided < defaults.decided:
+        if report.decided is not None and report.decided < defaults.decided:
             problems.append(f"{report.decided:.2f} of the positions are decided, at least {defaults.decided}")
-        if report.top1 < defaults.top1:
+        if report.top1 is not None and report.top1 < defaults.top1:
             problems.append(f"top-1 agreement {report.top1:.4f}, at least {defaults.top1}")
     elif not report.rel_err < subject.rel_err:
         problems.append(f"{worst}: relative error {report.rel_err:.2e}, allowed {subject.rel_err:.0e}")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from treadle.inference.inspection import PIECE, Inspector, InstructionInfo, instructions
 from treadle.inference.llm import LLM
 from treadle.parity.compare import relative_error
+from treadle.parity.outputs import outputs
 
 F32 = NDArray[np.float32]
 
@@ -66,7 +67,7 @@ def inspect(path: Path, options: Mapping[str, Any], ids: list[int], chunk: int |
         inspector = Inspector(first)
         with LLM(path, **options, inspector=inspector) as llm:
             infos = instructions(llm.plans)
-            llm.logits(ids, chunk=chunk)
+            outputs(llm, [ids], chunk)
         values |= inspector.values()
         first += PIECE
     return Inspected(infos, values)
