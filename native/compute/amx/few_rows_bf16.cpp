@@ -2,8 +2,8 @@
 // matrix tile and the rows the second.
 #include "compute/amx/few_rows_bf16.hpp"
 
+#include "compute/amx/four_bits.hpp"
 #include "compute/amx/tile_config.hpp"
-#include "compute/amx/widen_rows.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 namespace {
@@ -65,7 +65,7 @@ void write_sums(const Bf16Product& p, const float* sums, int64_t width, int64_t 
 }  // namespace
 
 bool few_rows_bf16(const Bf16Product& p, int64_t strip0, int64_t strip1) {
-    const WidenRows widen = rows_widener(p.w.type);
+    const WidenRows widen = four_bit_wideners(p.w.type).rows;
     if (widen == nullptr || p.rows > kMostRows) return false;
     const int64_t width = p.rows == 1 ? 1 : (p.rows + 3) / 4 * 4;
     uint16_t* widened = p.scratch;                      // [2][kPiece][16]
@@ -76,12 +76,13 @@ bool few_rows_bf16(const Bf16Product& p, int64_t strip0, int64_t strip1) {
     for (int64_t s = strip0; s < strip1; s += 2) {
         const bool single = s + 1 == strip1;
         const std::byte* strip = p.w.data + s * p.w.strip_bytes;
+        const int64_t ahead = p.ahead(s, 2);
         uint16_t* second = single ? widened : widened + kPiece * kStripRows;
         asm volatile("tilezero %tmm0\n\ttilezero %tmm1");
         for (int64_t k = 0; k < p.w.cols; k += kPiece) {
             const int64_t depth = least(kPiece, p.w.cols - k);
-            widen(strip, p.w.cols, k, depth, widened);
-            if (!single) widen(strip + p.w.strip_bytes, p.w.cols, k, depth, second);
+            widen(strip, p.w.cols, k, depth, ahead, widened);
+            if (!single) widen(strip + p.w.strip_bytes, p.w.cols, k, depth, ahead, second);
             add_blocks(widened, second, pairs + k * width, width, depth / kBlock);
         }
         alignas(64) float sums[2][kStripRows * kMostRows];

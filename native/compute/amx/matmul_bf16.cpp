@@ -1,6 +1,7 @@
 // bf16 matrix product on matrix tiles: two by two tiles of sums, which stay in tile registers over all columns. The order
 // of additions is what isa/matmul_bf16.cpp says.
 #include "compute/amx/few_rows_bf16.hpp"
+#include "compute/amx/four_bits.hpp"
 #include "compute/amx/tile_config.hpp"
 #include "compute/isa/bf16_product.hpp"
 #include "compute/isa/table.hpp"
@@ -127,8 +128,8 @@ void one_tile_of_rows(const Bf16Product& p, int64_t strip0, int64_t strip1) {
         clear_sums();
         for (int64_t k = 0; k < p.w.cols; k += kPiece) {
             const int64_t depth = least(kPiece, p.w.cols - k);
-            p.widen(p.strip(s), p.w.cols, k, depth, p.scratch);
-            if (!single) p.widen(p.strip(s + 1), p.w.cols, k, depth, second);
+            p.widen(p.strip(s), p.w.cols, k, depth, p.ahead(s, 2), p.scratch);
+            if (!single) p.widen(p.strip(s + 1), p.w.cols, k, depth, p.ahead(s, 2), second);
             add_columns(p, {p.scratch, second}, 0, p.rows, k, depth);
         }
         write_sums(p, 0, p.rows, s * kStripRows, single);
@@ -139,7 +140,8 @@ void one_tile_of_rows(const Bf16Product& p, int64_t strip0, int64_t strip1) {
 
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
                  int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
-    const WidenBf16 widen = bf16_widener(w.type);
+    const WidenBf16 pairs = four_bit_wideners(w.type).pairs,
+                    widen = pairs != nullptr ? pairs : bf16_widener(w.type);
     if (widen == nullptr && rows < kFewestRows)
         return avx512::table().matmul_bf16(w, strip0, strip1, x, ldx, rows, y, ldy, epilogue, scratch);
     const Bf16Product p{w,

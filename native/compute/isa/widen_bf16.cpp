@@ -1,6 +1,6 @@
 #include "compute/isa/bf16_product.hpp"
+#include "compute/isa/fetch_block.hpp"
 #include "compute/isa/float_tile.hpp"
-#include "compute/isa/formats.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 namespace {
@@ -32,9 +32,11 @@ struct BlockValues {
 };
 
 template <class Format>
-void widen_blocks(const std::byte* data, int64_t cols, int64_t k, int64_t depth, uint16_t* dst) {
+void widen_blocks(const std::byte* data, int64_t cols, int64_t k, int64_t depth, int64_t ahead,
+                  uint16_t* dst) {
     const PackedStrip<Format> strip(data, cols / kBlock);
-    for (int64_t block = k / kBlock; block < (k + depth) / kBlock; ++block, dst += kTile)
+    for (int64_t block = k / kBlock; block < (k + depth) / kBlock; ++block, dst += kTile) {
+        fetch_block(strip, block, ahead);
         for (int part = 0; part < kParts; ++part) {
             BlockValues<Format> values{strip, block, part, zero(), zero()};
 #pragma GCC unroll 8
@@ -50,16 +52,22 @@ void widen_blocks(const std::byte* data, int64_t cols, int64_t k, int64_t depth,
                 store_nearest_pairs(to + kLine, w[2], w[3]);
             }
         }
+    }
 }
 
 template <class Columns>
-void widen_floats(const std::byte* data, int64_t /*cols*/, int64_t k, int64_t depth, uint16_t* dst) {
+void widen_floats(const std::byte* data, int64_t /*cols*/, int64_t k, int64_t depth, int64_t ahead,
+                  uint16_t* dst) {
+    constexpr int64_t kElement = sizeof(*Columns{}.base);
     const Columns columns{reinterpret_cast<decltype(Columns{}.base)>(data) + k * kStripRows, kStripRows, 0};
-    for (int64_t i = 0; i < depth; i += 2, dst += kLine)
+    for (int64_t i = 0; i < depth; i += 2, dst += kLine) {
+        for (int64_t byte = 0; byte < 2 * kStripRows * kElement; byte += 64)
+            prefetch(data + (k + i) * kStripRows * kElement + byte + ahead);
         for (int part = 0; part < kParts; ++part) {
             const F even = columns.at(i, part), odd = i + 1 < depth ? columns.at(i + 1, part) : zero();
             store_nearest_pairs(dst + part * kLanes * 2, without_small(even), without_small(odd));
         }
+    }
 }
 
 }  // namespace

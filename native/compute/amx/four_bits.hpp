@@ -1,14 +1,18 @@
-// Blocks of four-bit codes to bf16, row by row. A matrix row has only 16 values in a block, so one fma and half a conversion
-// make them all, and one permute puts 32 of them in place: two thirds of what a conversion of each column costs. Rows of
-// 32 columns are what a matrix tile takes as its first operand, so that the sums come out transposed.
+// Blocks of four-bit codes to bf16, in two forms; a look-up makes a code a float. As pairs of columns, every column is
+// converted. Row by row, where a row has only 16 values in a block, one fma and half a conversion make them all, and one
+// permute puts 32 of them in place: two thirds of the time. Rows of 32 columns are what a matrix tile takes as its first
+// operand, so that the sums come out transposed, which is worth it for few of them.
 #pragma once
 
-#include "compute/isa/formats.hpp"
+#include "compute/isa/bf16_product.hpp"
+#include "compute/isa/fetch_block.hpp"
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
-// Columns [k, k + depth) of one strip, both multiples of 32, to [depth / 32][16 rows][32 columns].
-using WidenRows = void (*)(const std::byte* strip, int64_t cols, int64_t k, int64_t depth, uint16_t* dst);
+// Columns [k, k + depth) of one strip, both multiples of 32, to [depth / 32][16 rows][32 columns]. What lies `ahead` bytes
+// further is fetched into the second cache meanwhile.
+using WidenRows = void (*)(const std::byte* strip, int64_t cols, int64_t k, int64_t depth, int64_t ahead,
+                           uint16_t* dst);
 
 struct CodeTable {
     alignas(64) float values[16];
@@ -41,13 +45,18 @@ TREADLE_INLINE void gather_codes(const std::byte* lines, std::byte* codes) {
     bstore(codes + 192, _mm512_unpackhi_epi64(ab1, cd1));
 }
 
-// The 16 values of row `row`, as widen_bf16.cpp has them.
+// As widen_bf16.cpp has them.
 template <class Format>
-TREADLE_INLINE F row_values(const BlockRows& rows, int64_t block, int row, F codes) {
-    const F scale = set1(rows.scales[block][row]);
-    if constexpr (Format::kHasMinimum) return fma(scale, codes, set1(rows.minima[block][row]));
+TREADLE_INLINE F values_of(F scale, F codes, F minimum) {
+    if constexpr (Format::kHasMinimum) return fma(scale, codes, minimum);
     else if constexpr (Format::kLayout.head_bytes == 0) return flushed(mul(scale, codes), kSmallestBf16);
     else return mul(scale, codes);
+}
+
+// The 16 values of row `row`.
+template <class Format>
+TREADLE_INLINE F row_values(const BlockRows& rows, int64_t block, int row, F codes) {
+    return values_of<Format>(set1(rows.scales[block][row]), codes, set1(rows.minima[block][row]));
 }
 
 template <class Format>
@@ -89,7 +98,7 @@ TREADLE_INLINE void expand_rows(const BlockRows& rows, int64_t block, uint16_t* 
 }
 
 template <class Format, const CodeTable& kCodes>
-void widen_rows(const std::byte* data, int64_t cols, int64_t k, int64_t depth, uint16_t* dst) {
+void widen_rows(const std::byte* data, int64_t cols, int64_t k, int64_t depth, int64_t ahead, uint16_t* dst) {
     const PackedStrip<Format> strip(data, cols / kBlock);
     const F codes = load(kCodes.values);
     for (int64_t first = k / kBlock, end = (k + depth) / kBlock; first < end; first += kTogether) {
@@ -101,31 +110,64 @@ void widen_rows(const std::byte* data, int64_t cols, int64_t k, int64_t depth, u
             store(rows.scales[i], scale);
             if constexpr (Format::kHasMinimum) store(rows.minima[i], minimum);
             gather_codes(strip.lines_of(first + i), rows.codes[i]);
+            fetch_block(strip, first + i, ahead);
         }
         for (int64_t i = 0; i < count; ++i) tabulate_rows<Format>(rows, i, codes);
         for (int64_t i = 0; i < count; ++i, dst += kBlock * kStripRows) expand_rows(rows, i, dst);
     }
 }
 
+// WidenBf16 of such a type.
+template <class Format, const CodeTable& kCodes>
+void widen_pairs(const std::byte* data, int64_t cols, int64_t k, int64_t depth, int64_t ahead,
+                 uint16_t* dst) {
+    const PackedStrip<Format> strip(data, cols / kBlock);
+    const F codes = load(kCodes.values);
+    for (int64_t block = k / kBlock; block < (k + depth) / kBlock; ++block, dst += kTile) {
+        fetch_block(strip, block, ahead);
+        F scale, minimum = zero();
+        strip.scales(block, 0, 0, scale, minimum);
+#pragma GCC unroll 8
+        for (int index = 0; index < 8; ++index) {
+            const B line = bload(strip.lines_of(block) + 64 * (index % 4));
+            F w[4];
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < 4; ++i) {  // the permute reads the lowest four bits
+                const __m512i code = _mm512_srli_epi32(line, 8 * i + (index < 4 ? 0 : 4));
+                w[i] = values_of<Format>(scale, _mm512_permutexvar_ps(code, codes), minimum);
+            }
+            store_nearest_pairs(dst + 2 * index * kLine, w[0], w[1]);
+            store_nearest_pairs(dst + 2 * index * kLine + kLine, w[2], w[3]);
+        }
+    }
+}
+
+struct FourBitWideners {
+    WidenRows rows;
+    WidenBf16 pairs;
+};
+template <class Format, const CodeTable& kCodes>
+inline constexpr FourBitWideners kWideners{widen_rows<Format, kCodes>, widen_pairs<Format, kCodes>};
+
 inline constexpr CodeTable kPlain(0), kCentred(8), kIQ4(kTableIQ4), kE2M1(kTableE2M1);
 
 // Null for types of other widths.
-inline WidenRows rows_widener(DType type) {
+inline FourBitWideners four_bit_wideners(DType type) {
     switch (type) {
         case DType::q4_0:
-            return widen_rows<FormatQ4_0, kCentred>;
+            return kWideners<FormatQ4_0, kCentred>;
         case DType::q4_1:
-            return widen_rows<FormatQ4_1, kPlain>;
+            return kWideners<FormatQ4_1, kPlain>;
         case DType::q4_k:
-            return widen_rows<FormatQ4_K, kPlain>;
+            return kWideners<FormatQ4_K, kPlain>;
         case DType::iq4_nl:
-            return widen_rows<FormatIQ4_NL, kIQ4>;
+            return kWideners<FormatIQ4_NL, kIQ4>;
         case DType::iq4_xs:
-            return widen_rows<FormatIQ4_XS, kIQ4>;
+            return kWideners<FormatIQ4_XS, kIQ4>;
         case DType::mxfp4:
-            return widen_rows<FormatMXFP4, kE2M1>;
+            return kWideners<FormatMXFP4, kE2M1>;
         default:
-            return nullptr;
+            return {nullptr, nullptr};
     }
 }
 
