@@ -93,13 +93,27 @@ def test_only_some_models(checkout):
         run_matrix(matrix, ["gpt5"], threads=1, numerics="fast", repeat=1, say=lambda text: None)
 
 
-def test_the_projects_own_matrix_can_be_described():
-    """Every model is one that this release knows; its points fit its positions."""
-    from treadle.inference.engine import EngineOptions, describe
+def test_the_projects_own_matrix_is_sound(monkeypatch, capsys):
+    """Every synthetic model is one that this release knows, and its points fit its positions."""
+    monkeypatch.chdir(Path(__file__).parent)
+    assert main(["bench", "matrix", "--list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["budgets"]["fallbacks"] == 0 < told["budgets"]["decode"] < told["budgets"]["prefill"]
+    assert len(told["model"]) >= 4
 
-    matrix = read_matrix(Path(__file__).parents[2] / "governance")
-    assert matrix.budgets.fallbacks == 0 < matrix.budgets.decode < matrix.budgets.prefill
-    for model in matrix.model:
-        if model.name.startswith("synthetic:"):
-            positions = describe(model.name, EngineOptions()).plans.facts.max_positions
-            assert max(point.length for point in model.points()) <= positions
+
+def test_the_list_checks_models_and_records(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    file, kept = (checkout / "governance" / f"benchmarks.{end}" for end in ("toml", "jsonl"))
+    assert main(["bench", "matrix", "--list"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "synthetic:llama:tiny:q8_0: small: prefill 8; decode after 8; batch 2"
+    assert last.startswith("1 models; budgets: prefill +3%, decode +2%,") and last.endswith("fallbacks +0; 0 records")
+    kept.write_text("{}\n")
+    assert main(["bench", "matrix", "--list"]) == 1
+    assert "benchmarks.jsonl:1: not a record" in capsys.readouterr().err
+    kept.unlink()
+    for old, new, said in (("llama:tiny", "lama:tiny", "lama"), ("depths = [8]", "depths = [9999999]", "positions")):
+        file.write_text(TINY.replace(old, new))
+        assert main(["bench", "matrix", "--list"]) == 1
+        assert said in capsys.readouterr().err

@@ -13,6 +13,7 @@ from treadle.bench.compare import Budgets
 from treadle.bench.points import Point, choose_points
 from treadle.bench.report import run_bench
 from treadle.errors import InvalidFile, InvalidRequest
+from treadle.inference.engine import EngineOptions, describe
 
 FILE: Final = "benchmarks.toml"
 
@@ -43,6 +44,31 @@ def read_matrix(folder: Path) -> Matrix:
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Matrix)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidFile(f"{path}: {error}") from None
+
+
+def check_models(matrix: Matrix) -> None:
+    """Compiles every model that needs no file. Raises InvalidFile for a point past its positions, and for names that
+    are none as `describe` does."""
+    for model in matrix.model:
+        if not model.name.startswith("synthetic:"):
+            continue
+        positions = describe(model.name, EngineOptions()).plans.facts.max_positions
+        longest = max(point.length for point in model.points())
+        if longest > positions:
+            raise InvalidFile(f"{FILE}: {model.name} has {positions} positions; a point of it takes {longest}")
+
+
+def listing(matrix: Matrix) -> list[str]:
+    """Models with their points, and the budgets."""
+    lines = []
+    for model in matrix.model:
+        kinds = {"prefill": model.lengths, "decode after": model.depths, "batch": model.batches}
+        shown = [f"{kind} {', '.join(map(str, sizes))}" for kind, sizes in kinds.items() if sizes]
+        lines.append(f"{model.name}: {model.kind}: {'; '.join(shown + ['load'] * model.load)}")
+    budgets = msgspec.structs.asdict(matrix.budgets)
+    fallbacks = budgets.pop("fallbacks")
+    shown = [f"{name} +{share:.0%}" for name, share in budgets.items()]
+    return [*lines, f"{len(matrix.model)} models; budgets: {', '.join(shown)}, fallbacks +{fallbacks}"]
 
 
 def run_matrix(

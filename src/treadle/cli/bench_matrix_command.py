@@ -4,8 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from treadle.cli.options import positive
+
+if TYPE_CHECKING:
+    from treadle.governance.sources import Checkout
 
 NOTES = """\
 Models, points and budgets are those of governance/benchmarks.toml in the checkout around the current folder.
@@ -20,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", default="fast", help="default: %(default)s")
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="check and name models, budgets and records; measure nothing")
     parser.add_argument("--record", action="store_true", help="keep what was measured")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
 
@@ -31,6 +36,8 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.governance.sources import Checkout
 
     checkout = Checkout.around(Path.cwd())
+    if options.list:
+        return show_list(checkout, options)
     if options.record:
         checkout.tree(["src", "native"])  # refuses what is not committed before anything is measured
 
@@ -53,4 +60,19 @@ def execute(options: argparse.Namespace) -> int:
         print(json.dumps({"models": reports}))
     else:
         print("\n\n".join(table(report) for report in reports))
+    return 0
+
+
+def show_list(checkout: "Checkout", options: argparse.Namespace) -> int:
+    import msgspec
+
+    from treadle.bench.matrix import check_models, listing, read_matrix
+    from treadle.governance.benchmarks import records
+
+    matrix, kept = read_matrix(checkout.folder), records(checkout)
+    check_models(matrix)
+    if options.json:
+        print(json.dumps({**msgspec.to_builtins(matrix), "records": len(kept)}))
+    else:
+        print("\n".join(listing(matrix)) + f"; {len(kept)} records")
     return 0

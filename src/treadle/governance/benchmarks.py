@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from treadle.governance.ledger import Benchmark, Ledger
+from treadle.governance.ledger import Benchmark, Entry, Ledger
 from treadle.governance.sources import Checkout, machine, now
 
 RECORDS: Final = "benchmarks.jsonl"
 COVERS: Final = ["src", "native"]
+
+
+def records(checkout: Checkout) -> list[Entry]:
+    """What was recorded so far. Raises InvalidRecord where the file was altered."""
+    return Ledger(checkout.folder / RECORDS).records
 
 
 def record(checkout: Checkout, report: Mapping[str, Any]) -> None:
