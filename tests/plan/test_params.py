@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.plan.edits import replace
 from tests.plan.zoo import zoo
 
+from treadle import _native
 from treadle.errors import InvalidParamBlockABI
 from treadle.plan import upgrade
 from treadle.plan.ir import ModelPlans, Opcode, ParamBlock
@@ -113,6 +114,10 @@ def test_damaged_blocks_are_refused():
         unpack(replace(block, payload=block.payload[:-1] + b"\1"))
     with pytest.raises(InvalidParamBlockABI, match=r"version 9 is unknown; known: \[1\]"):
         unpack(replace(block, abi_version=9))
+
+
+def test_the_native_core_mirrors_every_layout():
+    check_abi(_native.abi())
 
 
 def test_the_handshake_names_the_first_difference():

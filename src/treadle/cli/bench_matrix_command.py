@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", default="fast", help="default: %(default)s")
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
-    parser.add_argument("--list", action="store_true", help="check and name models, budgets and records; measure nothing")
+    parser.add_argument("--list", action="store_true", help="check the models, budgets and records, measure nothing")
     parser.add_argument("--record", action="store_true", help="keep what was measured")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
 
