@@ -17,6 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 Tensors = Iterable[tuple[str, np.ndarray]]
 
 ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
+    "bert": gguf.MODEL_ARCH.BERT,
+    "modernbert": gguf.MODEL_ARCH.MODERN_BERT,
+    "roberta": gguf.MODEL_ARCH.BERT,
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
@@ -65,7 +68,7 @@ def export(model: PreTrainedModel, path: Path) -> Path:
 def _add_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     """TextModel.set_gguf_parameters, then the family's own."""
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(config.max_position_embeddings - _first_position(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_head_count(config.num_attention_heads)
@@ -230,7 +233,37 @@ def _gemma(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
     yield key, value + np.float32(1) if key.endswith("norm.weight") else value
 
 
+def _bert_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_token_type_count(config.type_vocab_size)
+
+
+def _modernbert_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_layer_norm_eps(config.norm_eps)
+    writer.add_sliding_window(config.local_attention)
+    writer.add_sliding_window_pattern(3)
+    writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
+def _first_position(config: PreTrainedConfig) -> int:
+    return config.pad_token_id + 1 if config.model_type == "roberta" else 0
+
+
+def _bert(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """Without the pooler; RoBERTa's positions begin behind the padding token's."""
+    if "pooler" in key:
+        return
+    yield key, value[_first_position(config) :] if "position_embeddings" in key else value
+
+
 _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
+    "bert": _bert_keys,
+    "modernbert": _modernbert_keys,
+    "roberta": _bert_keys,
     "gemma2": _gemma2_keys,
     "gemma3_text": _gemma3_keys,
     "gpt_oss": _gpt_oss_keys,
@@ -246,6 +279,7 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "stablelm": _stablelm_keys,
 }
 _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] = {
+    "bert": _bert,
     "gemma": _gemma,
     "gemma2": _gemma,
     "gemma3_text": _gemma,
@@ -257,6 +291,7 @@ _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] =
     "olmo": _permuted,
     "olmoe": _experts,
     "qwen2_moe": _experts,
+    "roberta": _bert,
     "qwen3_moe": _experts,
     "stablelm": _stablelm,
 }

@@ -29,6 +29,7 @@ from treadle.plan.params import (
     unpack,
 )
 
+ENCODERS = ("bert-tiny", "bert-tiny-reranker", "roberta-tiny", "modernbert-tiny")
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = {
     "vocab_size": 320,
@@ -40,6 +41,7 @@ TINY = {
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
 }
+ENCODER = {key: value for key, value in TINY.items() if key not in ("num_key_value_heads", "rms_norm_eps")}
 LAYER_NORM = {key: value for key, value in TINY.items() if key != "rms_norm_eps"}
 SSM = {"vocab_size": 320, "hidden_size": 64, "state_size": 16, "num_hidden_layers": 2}
 LLAMA3 = {
@@ -57,6 +59,15 @@ CONFIGS = {
     "llama-tiny-bias-llama3": {"model_type": "llama", **TINY, **LLAMA3, "attention_bias": True, "mlp_bias": True},
     "mistral-tiny": {"model_type": "mistral", **TINY, "sliding_window": 24},
     "smollm2": SMOLLM2,
+    "bert-tiny": {"model_type": "bert", **ENCODER},
+    "bert-tiny-reranker": {
+        "model_type": "bert",
+        **ENCODER,
+        "architectures": ["BertForSequenceClassification"],
+        "num_labels": 1,
+    },
+    "roberta-tiny": {"model_type": "roberta", **ENCODER, "type_vocab_size": 1},
+    "modernbert-tiny": {"model_type": "modernbert", **ENCODER, "local_attention": 24},
     "qwen2-tiny": {
         "model_type": "qwen2",
         **TINY,
@@ -132,6 +143,9 @@ def attention_of(plans):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_prefill_and_decode_are_one_program(name):
     plans = compiled(name)
+    if name in ENCODERS:
+        assert plans.stages() == (plans.encode,)
+        return
     assert plans.prefill is not None and plans.decode is not None
     assert msgspec.structs.replace(plans.prefill, stage=plans.decode.stage) == plans.decode
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests import encoders
+from tests import encoders, gguf_export
 from transformers import AutoModel, AutoTokenizer
 
 from treadle import LLM
 from treadle.inference.encoder import Tokens
+from treadle.models.checkpoint import open_checkpoint
 
 TOLERANCE = 1e-5
 LENGTHS = (150, 65, 97, 33, 7, 1)
@@ -85,6 +86,25 @@ def test_types_of_keys_and_values(tmp_path, kv_dtype):
             alone = np.concatenate([llm.engine.embedder.encode([sequence]) for sequence in tokens])
             np.testing.assert_array_equal(found[dtype], alone)
     assert error(found[kv_dtype], found["f32"]) < {"f32": 1e-9, "f16": 1e-3, "bf16": 2e-2, "q8_0": 2e-2}[kv_dtype]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "modernbert-biases"])
+def test_both_doors_give_the_same_bits(tmp_path, name):
+    """And one plan, but for RoBERTa: its GGUF is BERT's, the position table cut to begin at position 0."""
+    model = encoders.model(name)
+    path = encoders.save(name, tmp_path / "hf", model)
+    encoders.describe(path)
+    paths = (path, gguf_export.export(model, tmp_path / "model.gguf"))
+    if name != "roberta":
+        configs = [open_checkpoint(path).config for path in paths]
+        assert configs[0] == configs[1]
+        plans = [open_checkpoint(path).compile() for path in paths]
+        assert plans[0] == plans[1]
+    found = []
+    for each in paths:
+        with LLM(each, numerics="exact") as llm:
+            found.append(llm.engine.embedder.encode(sequences(name)))
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Builds a Tokenizer from GGUF metadata: byte-level BPE (model "gpt2") and SentencePiece BPE by scores ("llama")."""
+"""Builds a Tokenizer from GGUF metadata: byte-level BPE (model "gpt2"), SentencePiece BPE by scores ("llama"), WordPiece
+("bert")."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from treadle.formats.gguf import StringArray, Value
 from treadle.formats.pre_tokenizers import PRE_TOKENIZERS
 from treadle.formats.tokenizer_parts import PieceTable, TokenizerParts, guarded
 from treadle.formats.tokenizer_splits import Pieces
+from treadle.formats.tokenizer_wordpiece import piece_bytes, wordpiece
 
 __all__ = ["load_gguf"]
 
@@ -23,6 +25,7 @@ PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 SPACE = "\u2581"  # SentencePiece writes a space as this
 MAX_TOKENS = 2_000_000
+BERT_CLS, BERT_SEP = 101, 102
 MAX_SCORED_TOKEN = 64  # characters; a longer piece cannot be made by merges
 
 # A chat model's turn ends with one of these even where its file names only another end token (as in llama.cpp).
@@ -39,12 +42,14 @@ def load_gguf(metadata: Mapping[str, Value]) -> TokenizerParts:
     model = fields.text("model")
     tokens = fields.strings("tokens")
     types = fields.token_types(len(tokens))
+    if model == "bert":
+        return _wordpiece(fields, tokens, types)
     if model == "gpt2":
         backend, pieces, add_bos = _byte_level(fields, tokens, types)
     elif model == "llama":
         backend, pieces, add_bos = _sentencepiece(fields, tokens, types)
     else:
-        raise UnsupportedModel(f"metadata {PREFIX}model: {model!r} is not supported; supported: gpt2, llama")
+        raise UnsupportedModel(f"metadata {PREFIX}model: {model!r} is not supported; supported: bert, gpt2, llama")
     bos = fields.token_id("bos_token_id", len(tokens))
     eos = fields.token_id("eos_token_id", len(tokens))
     add_bos = fields.flag("add_bos_token", add_bos)
@@ -114,6 +119,20 @@ class _Fields:
     def token_types(self, count: int) -> list[int]:
         types = self.numbers("token_type", count)
         return [NORMAL] * count if types is None else types.tolist()
+
+
+def _wordpiece(fields: _Fields, tokens: list[str], types: list[int]) -> TokenizerParts:
+    """[CLS] and [SEP] have BERT's ids where the file names none, as in llama.cpp."""
+    ends = [fields.token_id(name, len(tokens)) for name in ("cls_token_id", "seperator_token_id", "bos_token_id")]
+    cls = next((found for found in (ends[0], ends[2]) if found is not None), BERT_CLS)
+    sep = BERT_SEP if ends[1] is None else ends[1]
+    if max(cls, sep) >= len(tokens):
+        raise InvalidFile(f"metadata {PREFIX}cls_token_id: expected a token id below {len(tokens)}, found {cls}")
+    control = frozenset(number for number, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))
+    with guarded(f"metadata {PREFIX}tokens"):
+        backend = wordpiece(tokens, control, cls, sep)
+    pieces = _pieces(tokens, types, piece_bytes, (CONTROL, UNKNOWN), space_prefix=True)
+    return TokenizerParts(backend, pieces, vocab_size=len(tokens), bos_id=None, eos_ids=())
 
 
 def _byte_level(fields: _Fields, tokens: list[str], types: list[int]) -> tuple[tokenizers.Tokenizer, PieceTable, bool]:

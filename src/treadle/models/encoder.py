@@ -64,6 +64,9 @@ def read_head(keys: Keys, values: Mapping[str, Any]) -> Head:
 def _gguf_head(keys: Keys) -> Head:
     if keys.take("attention.causal") is not False:
         keys.refuse("attention.causal", keys.take("attention.causal"), "false")
+    heads = keys.take("attention.head_count_kv")
+    if heads not in (None, keys.take("attention.head_count")):
+        keys.refuse("attention.head_count_kv", heads, "as many as attention.head_count")
     kinds = {0: None, 1: Pooling.MEAN, 2: Pooling.CLS, 3: Pooling.LAST}
     found = keys.take("pooling_type")
     if found is not None and (type(found) is not int or found not in kinds):
