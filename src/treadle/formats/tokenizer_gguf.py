@@ -1,5 +1,5 @@
-"""Builds a Tokenizer from GGUF metadata: byte-level BPE (model "gpt2"), SentencePiece BPE by scores ("llama"), WordPiece
-("bert")."""
+"""Builds a Tokenizer from GGUF metadata: byte-level BPE (model "gpt2"), SentencePiece BPE by scores ("llama"),
+WordPiece ("bert")."""
 
 from __future__ import annotations
 
