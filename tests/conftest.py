@@ -50,3 +50,11 @@ def minilm() -> Path:
     from treadle.formats import hub
 
     return hub.pull("minilm").path
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M (Q4_K_M GGUF), pulled as `treadle pull gemma3-270m` does."""
+    from treadle.formats import hub
+
+    return hub.pull("gemma3-270m").path

@@ -25,6 +25,7 @@ from treadle.formats.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 SMOLLM2_CASES: list[dict[str, Any]] = json.loads((GOLDEN / "smollm2_tokens.json").read_text())["cases"]
+GEMMA3_CASES: list[dict[str, Any]] = json.loads((GOLDEN / "gemma3_tokens.json").read_text())["cases"]
 TEXTS = [case["text"] for case in SMOLLM2_CASES[:-4]]
 
 # Where llama.cpp only approximates the model's own pattern, by text number: its gpt-4o and tekken patterns leave out
@@ -67,6 +68,26 @@ def test_smollm2_facts(smollm2_tokenizer: Tokenizer) -> None:
     assert smollm2_tokenizer.special_ids == set(range(17))
     assert smollm2_tokenizer.token_text(2) == "<|im_end|>"
     assert smollm2_tokenizer.decode([1, 4093, 2]) == "user"
+
+
+@pytest.fixture(scope="module")
+def gemma3_tokenizer(gemma3: Path) -> Tokenizer:
+    return Tokenizer.from_gguf(GGUFFile.open(gemma3).metadata)
+
+
+def test_gemma3_ids(gemma3_tokenizer: Tokenizer) -> None:
+    for case in GEMMA3_CASES:
+        text = case["text"]
+        assert gemma3_tokenizer.encode(text, add_special=False, parse_special=True) == case["ids"], text
+        assert gemma3_tokenizer.encode(text, add_special=False, parse_special=False) == case.get("plain", case["ids"])
+        if "\u2581" not in text:  # which is how a space is written
+            assert gemma3_tokenizer.decode(case["ids"], skip_special=False) == text
+
+
+def test_gemma3_facts(gemma3_tokenizer: Tokenizer) -> None:
+    assert (gemma3_tokenizer.bos_id, gemma3_tokenizer.vocab_size) == (2, 262144)
+    assert gemma3_tokenizer.eos_ids == (1, 106)
+    assert gemma3_tokenizer.encode("a")[0] == 2
 
 
 def test_smollm2_tokenizer_loads_as_fast_as_the_library_can(smollm2: Path) -> None:

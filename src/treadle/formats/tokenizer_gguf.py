@@ -203,11 +203,9 @@ def merges_from_scores(tokens: list[str], types: list[int], scores: list[float])
 
     Only normal and user-defined pieces take part: text that happens to spell a control token must not become it.
     """
-    kept = [
-        number
-        for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (NORMAL, USER_DEFINED) and 0 < len(token) <= MAX_SCORED_TOKEN
-    ]
+    kinds, lengths = np.array(types), np.fromiter(map(len, tokens), np.int64, len(tokens))
+    takes_part = ((kinds == NORMAL) | (kinds == USER_DEFINED)) & (lengths > 0) & (lengths <= MAX_SCORED_TOKEN)
+    kept = np.flatnonzero(takes_part).tolist()
     if not kept:
         return []
     with guarded(f"metadata {PREFIX}tokens"):

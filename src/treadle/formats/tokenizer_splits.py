@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,20 @@ U64 = NDArray[np.uint64]
 BASE: Final = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse modulo 2^64."""
 MODULUS: Final = 1 << 64
+_NONE: Final = np.empty(0, np.int64)
+
+
+class Table(NamedTuple):
+    """Sums in ascending order, and the piece of each."""
+
+    sums: U64
+    pieces: I64
+
+    def find(self, sums: U64) -> I64:
+        """The piece of each sum, or -1."""
+        at = np.searchsorted(self.sums, sums)
+        at[at == len(self.sums)] = 0
+        return np.where(self.sums[at] == sums, self.pieces[at], -1)
 
 
 class Pieces:
@@ -34,35 +48,39 @@ class Pieces:
         terms = (self._text + np.uint64(1)) * powers[place]
         self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
         self._inverse = _powers(pow(BASE, -1, MODULUS), longest)
-        found = self._sums[self._ends] - self._sums[self._starts]
-        self._order = np.argsort(found)
-        self._sorted = found[self._order]
-        same = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
+        whole = self._sums[self._ends] - self._sums[self._starts]
+        order = np.argsort(whole)
+        self._all = Table(whole[order], order)
+        same = np.flatnonzero(self._all.sums[1:] == self._all.sums[:-1])
         if len(same):
-            a, b = (pieces[self._order[same[0] + i]] for i in (0, 1))
+            a, b = (pieces[order[same[0] + i]] for i in (0, 1))
             raise UnsupportedModel(f"the pieces {a!r:.80} and {b!r:.80} cannot be told apart")
+        lengths = self._lengths[order]
+        by_length = np.argsort(lengths, kind="stable")
+        ends = np.searchsorted(lengths[by_length], np.arange(longest + 1), side="right").tolist()
+        parts = [by_length[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        self._of_length = [Table(self._all.sums[part], order[part]) for part in parts]
+        """Where a stretch of that length is looked for: smaller tables, that stay in cache."""
 
     def splits(self) -> tuple[I64, I64, I64]:
-        """(whole, left, right) for every way to cut a piece into two pieces, by whole and then length of left."""
-        whole = np.repeat(np.arange(len(self._lengths)), self._lengths - 1)
-        first = np.cumsum(self._lengths - 1) - (self._lengths - 1)
-        cut = np.arange(len(whole)) - first[whole] + 1  # characters of the left part
+        """(whole, left, right) for every way to cut a piece into two pieces, in no order."""
+        found = [self._cut_at(cut) for cut in range(1, len(self._of_length)) if len(self._of_length[cut].pieces)]
+        whole, left, right = (np.concatenate([part[i] for part in found] or [_NONE]) for i in range(3))
+        return whole, left, right
+
+    def _cut_at(self, cut: int) -> tuple[I64, I64, I64]:
+        """Pieces whose first `cut` characters are a piece, and the rest too."""
+        whole = np.flatnonzero(self._lengths > cut)
         middle = self._starts[whole] + cut
-        left = self._find(self._sums[middle] - self._sums[self._starts[whole]])
+        left = self._of_length[cut].find(self._sums[middle] - self._sums[self._starts[whole]])
         hit = left >= 0
-        whole, cut, middle, left = whole[hit], cut[hit], middle[hit], left[hit]
-        right = self._find((self._sums[self._ends[whole]] - self._sums[middle]) * self._inverse[cut])
+        whole, middle, left = whole[hit], middle[hit], left[hit]
+        right = self._all.find((self._sums[self._ends[whole]] - self._sums[middle]) * self._inverse[cut])
         hit = right >= 0
-        whole, cut, middle, left, right = whole[hit], cut[hit], middle[hit], left[hit], right[hit]
-        hit = self._equal(left, self._starts[whole], cut)
+        whole, middle, left, right = whole[hit], middle[hit], left[hit], right[hit]
+        hit = self._equal(left, self._starts[whole], np.full(len(whole), cut))
         hit &= self._equal(right, middle, self._lengths[whole] - cut)
         return whole[hit], left[hit], right[hit]
-
-    def _find(self, sums: U64) -> I64:
-        """The piece of each sum, or -1."""
-        at = np.searchsorted(self._sorted, sums)
-        at[at == len(self._sorted)] = 0
-        return np.where(self._sorted[at] == sums, self._order[at], -1)
 
     def _equal(self, piece: I64, start: I64, length: I64) -> NDArray[np.bool_]:
         """Whether each piece is the `length` characters from `start`."""
