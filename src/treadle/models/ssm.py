@@ -122,6 +122,10 @@ class SSMConfig(Config):
     def norm(self) -> Norm:
         return Norm(eps=self.layer_norm_epsilon)
 
+    @property
+    def rope(self) -> None:
+        """Nothing is rotated."""
+
     def facts(self) -> ModelFacts:
         return ModelFacts(
             model_type=self.MODEL_TYPE,
