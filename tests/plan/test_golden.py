@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tests.plan.golden import PLANS, write
 
-from treadle.plan.codec import encode, load
+from treadle.plan.codec import decode_as_written, encode, load
 from treadle.plan.dump import text
 from treadle.plan.opdoc import page
+from treadle.plan.upgrade import upgrade_params
 from treadle.plan.verify import verify
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,9 @@ def test_golden_files_load_and_mean_the_same(name):
     plans = load(GOLDEN / f"{name}.plan")
     verify(plans)
     assert plans == PLANS[name]()
-    assert encode(plans) == (GOLDEN / f"{name}.plan").read_bytes()
+    written = decode_as_written((GOLDEN / f"{name}.plan").read_bytes())
+    if upgrade_params(written) is written:  # nothing in it is superseded
+        assert encode(plans) == (GOLDEN / f"{name}.plan").read_bytes()
     assert text(plans) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
