@@ -148,7 +148,9 @@ nb::object run_program(Program& program, const Ints& query_lens, const Ints& pos
     for (size_t i = 0; i < counters->dispatches.size(); ++i) {
         if (counters->dispatches[i]) dispatches[nb::int_(i)] = counters->dispatches[i];
     }
-    return nb::make_tuple(dispatches, counters->launches, counters->planned_bytes);
+    nb::list ops;
+    for (const auto& op : counters->ops) ops.append(nb::make_tuple(op.opcode, op.nanoseconds, op.planned_bytes));
+    return nb::make_tuple(dispatches, counters->launches, counters->planned_bytes, ops);
 }
 
 // Packs rows [rows, row bytes] of a stored tensor into `out`.
@@ -368,8 +370,8 @@ NB_MODULE(_native, m) {
         .def("run", &run_program, nb::arg("query_lens"), nb::arg("positions"), nb::arg("page_table"),
              nb::arg("state_slots"), nb::arg("sampled_rows"), nb::arg("sampling").none() = nb::none(),
              nb::arg("count") = false,
-             "Runs one step; None if it was cancelled, True, or (dispatches, launches, planned bytes) if "
-             "counting.")
+             "Runs one step; None if it was cancelled, True, or (dispatches, launches, planned bytes, "
+             "[(opcode, nanoseconds, planned bytes) of each op]) if counting.")
         .def("cancel", &Program::cancel);
 
     m.def("make_program", &make_program, nb::arg("pool"), nb::arg("isa"), nb::arg("numerics"),

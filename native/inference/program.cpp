@@ -1,5 +1,7 @@
 #include "inference/program.hpp"
 
+#include <chrono>
+
 namespace treadle::inference {
 namespace {
 
@@ -114,33 +116,51 @@ bool Program::run(const contract::ExecutionContext& context, Counters* counters)
     cancelled_.store(false, std::memory_order_relaxed);
     stop_ = {};
     handouts_.clear();
-    pool_->run([&](int thread) { walk(thread, step); });
+    OpRun* runs = nullptr;
+    if (counters) {
+        counters->ops.assign(ops_.size(), OpRun{});
+        runs = counters->ops.data();
+    }
+    pool_->run([&](int thread) { walk(thread, step, thread == 0 ? runs : nullptr); });
     if (counters) count(step, *counters);
     return !(stop_[0] || stop_[1]);
 }
 
-void Program::walk(int thread, const Step& step) {
+// `runs`: where the time of each op goes; null for threads that keep none.
+void Program::walk(int thread, const Step& step, OpRun* runs) {
     Worker worker{kernels_,         pool_->barrier(), thread,
                   pool_->threads(), shared_,          shared_ + shared_bytes_ + thread * thread_bytes_,
                   handouts_};
     ropes_.fill(step, worker);
     worker.sync();
     int set = 0;
-    for (const BoundOp& bound : ops_) {
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point last;
+    if (runs) last = Clock::now();
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        const BoundOp& bound = ops_[i];
         if (bound.op->idle(step)) continue;
         bound.op->run(step, worker);
         if (thread == 0) stop_[set] = cancelled_.load(std::memory_order_relaxed);
         worker.sync();
+        if (runs) {
+            const Clock::time_point now = Clock::now();
+            runs[i].nanoseconds = std::chrono::nanoseconds(now - last).count();
+            last = now;
+        }
         if (stop_[set]) return;
         set ^= 1;
     }
 }
 
 void Program::count(const Step& step, Counters& counters) const {
-    for (const BoundOp& bound : ops_) {
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        const BoundOp& bound = ops_[i];
+        counters.ops[i].opcode = bound.opcode;
         if (bound.op->idle(step)) continue;
         ++counters.dispatches[bound.opcode];
-        counters.planned_bytes += bound.op->planned_bytes(step);
+        counters.ops[i].planned_bytes = bound.op->planned_bytes(step);
+        counters.planned_bytes += counters.ops[i].planned_bytes;
     }
     ++counters.launches;
 }

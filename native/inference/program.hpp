@@ -8,11 +8,19 @@
 
 namespace treadle::inference {
 
+// One op of a counted step: from the barrier before it to the one behind it. Idle ops have no time.
+struct OpRun {
+    uint8_t opcode;
+    int64_t nanoseconds;
+    int64_t planned_bytes;
+};
+
 // Observability of one step; filled only when the caller passes one.
 struct Counters {
     std::array<int64_t, 256> dispatches{};
     int64_t launches = 0;
     int64_t planned_bytes = 0;
+    std::vector<OpRun> ops;  // of the program, in order
 };
 
 class Program {
@@ -37,7 +45,7 @@ class Program {
     };
 
     Step prepare(const contract::ExecutionContext& context);
-    void walk(int thread, const Step& step);
+    void walk(int thread, const Step& step, OpRun* runs);
     void count(const Step& step, Counters& counters) const;
 
     std::shared_ptr<ThreadPool> pool_;

@@ -29,6 +29,7 @@ COMMANDS = {
     "perplexity": "measure how well a model predicts a text",
     "parity": "compare every family's logits with transformers'",
     "gate": "prove the decisions the project is built on, and sign its phases",
+    "trace": "measure one step op by op",
     "bench": "measure tokens a second and the share of the machine's limit",
     "bench matrix": "measure the models that speed is judged by, and keep a record",
     "bench compare": "judge whether one commit is slower than another",

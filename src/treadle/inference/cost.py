@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -13,10 +14,14 @@ from treadle.inference.backends.base import Numerics
 from treadle.inference.core import EngineCore
 from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
-from treadle.plan.ir import NO_WEIGHT, DType, Opcode
+from treadle.plan.ir import NO_WEIGHT, CompiledPlan, DType, Instruction, Opcode, WeightBinding
+from treadle.plan.param_struct import Params
+from treadle.plan.params import AttentionParams, MLAParams, MoEParams, unpack
 
 FAST_KINDS: Final = {DType.BF16: "bf16", DType.F16: "f32", DType.F32: "f32"}
 """What fast numerics multiply; int8 for the other weights."""
+_LAYER: Final = re.compile(r"^layers\.(\d+)\.")
+"""Weights of a layer are named so."""
 
 
 class Operations(msgspec.Struct, frozen=True):
@@ -27,8 +32,28 @@ class Operations(msgspec.Struct, frozen=True):
     f32: int
 
 
+class InstructionCost(msgspec.Struct, frozen=True):
+    """What one instruction must at least read and calculate."""
+
+    opcode: Opcode
+    layer: int
+    """-1: outside the layers."""
+    weight_bytes: int
+    """Packed, as one token reads it: of an embedding's tables one row, of a mixture the experts that it chooses."""
+    row: Operations
+    """Of each row; of lm_head of each row whose logits are wanted."""
+    key_operations: int
+    """Of each row and each key that it sees: attention's own products, in f32."""
+    state_bytes_per_token: int
+    """That a row reads of each token before it."""
+    state_bytes: int
+    """Of a state that is kept whole: a row reads and writes all of it."""
+    window: int
+    """Keys that a row sees at most; 0: all."""
+
+
 class StepCost(msgspec.Struct, frozen=True):
-    """Of a dense model's step. Attention's own products are not counted."""
+    """Of a model's step. Attention's own products are not counted."""
 
     weight_bytes: int
     """Packed weights that every step reads once. An embedding table counts only where it is the head's matrix too."""
@@ -41,29 +66,98 @@ class StepCost(msgspec.Struct, frozen=True):
 
 def step_cost(layout: Layout, numerics: Numerics) -> StepCost:
     """The cost of one step of the decode program."""
-    kinds, default = {"fast": (FAST_KINDS, "int8"), "bf16": ({}, "bf16"), "exact": ({}, "f32")}[numerics]
+    costs = instruction_costs(layout.programs[-1], layout, numerics)
     program = layout.programs[-1]
-    stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
-    dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     read: dict[str, int] = {}
-    operations = {(head, kind): 0 for head in (True, False) for kind in ("int8", "bf16", "f32")}
     for instruction in program.plan.instructions:
-        if instruction.opcode is Opcode.EMBEDDING:
-            continue
-        for index in instruction.weights:
-            if index == NO_WEIGHT:
-                continue
-            binding = program.weight_bindings[index]
-            read[binding.name] = stored[binding.name]
-            if len(binding.shape) > 1:
-                kind = kinds.get(dtypes[binding.name], default)
-                operations[instruction.opcode is Opcode.LM_HEAD, kind] += 2 * math.prod(binding.shape)
+        if instruction.opcode is not Opcode.EMBEDDING:
+            read |= _reads(program, instruction, layout)
+    heads, others = ([c.row for c in costs if (c.opcode is Opcode.LM_HEAD) is head] for head in (True, False))
     return StepCost(
         weight_bytes=sum(read.values()),
         state_bytes_per_token=layout.quote().state_bytes_per_token,
-        row=Operations(**{kind: count for (head, kind), count in operations.items() if not head}),
-        sampled_row=Operations(**{kind: count for (head, kind), count in operations.items() if head}),
+        row=_sum(others),
+        sampled_row=_sum(heads),
     )
+
+
+def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics) -> tuple[InstructionCost, ...]:
+    """The costs of a program's instructions, in order."""
+    states = {state.id: state for state in program.plan.state_descs}
+    found: list[InstructionCost] = []
+    layer = -1
+    for instruction in program.plan.instructions:
+        names = [program.weight_bindings[w].name for w in instruction.weights if w != NO_WEIGHT]
+        numbered = [int(match[1]) for name in names if (match := _LAYER.match(name))]
+        layer = numbered[0] if numbered else -1 if names else layer
+        params = _params(program, instruction)
+        state = None if instruction.state_block_id is None else states[instruction.state_block_id]
+        paged = state is not None and state.page_tokens > 0
+        found.append(
+            InstructionCost(
+                opcode=instruction.opcode,
+                layer=layer,
+                weight_bytes=sum(_reads(program, instruction, layout).values()),
+                row=_operations(program, instruction, layout, numerics),
+                key_operations=_key_operations(params),
+                state_bytes_per_token=-(-state.size_bytes // state.page_tokens) if state is not None and paged else 0,
+                state_bytes=2 * state.size_bytes if state is not None and not paged else 0,
+                window=params.window if isinstance(params, AttentionParams) else 0,
+            )
+        )
+    return tuple(found)
+
+
+def _params(program: CompiledPlan, instruction: Instruction) -> Params | None:
+    return None if instruction.param_block_id is None else unpack(program.param_blocks[instruction.param_block_id])
+
+
+def _chosen(program: CompiledPlan, instruction: Instruction, binding: WeightBinding) -> tuple[int, int]:
+    """The part of a weight that a row takes: of a mixture's experts those that it chooses."""
+    params = _params(program, instruction)
+    if isinstance(params, MoEParams) and len(binding.shape) == 3:
+        return params.experts_per_token, params.num_experts
+    return 1, 1
+
+
+def _reads(program: CompiledPlan, instruction: Instruction, layout: Layout) -> dict[str, int]:
+    """Packed bytes that one token reads, by weight."""
+    stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
+    found = {}
+    for index in set(instruction.weights) - {NO_WEIGHT}:
+        binding = program.weight_bindings[index]
+        part, whole = _chosen(program, instruction, binding)
+        if instruction.opcode is Opcode.EMBEDDING:
+            part, whole = 1, binding.shape[0]
+        found[binding.name] = stored[binding.name] * part // whole
+    return found
+
+
+def _operations(program: CompiledPlan, instruction: Instruction, layout: Layout, numerics: Numerics) -> Operations:
+    """Of one row through the instruction's matrices."""
+    kinds, default = {"fast": (FAST_KINDS, "int8"), "bf16": ({}, "bf16"), "exact": ({}, "f32")}[numerics]
+    dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
+    found = dict.fromkeys(("int8", "bf16", "f32"), 0)
+    for index in instruction.weights:
+        if index == NO_WEIGHT or instruction.opcode is Opcode.EMBEDDING:
+            continue
+        binding = program.weight_bindings[index]
+        if len(binding.shape) > 1:
+            part, whole = _chosen(program, instruction, binding)
+            found[kinds.get(dtypes[binding.name], default)] += 2 * math.prod(binding.shape) * part // whole
+    return Operations(**found)
+
+
+def _key_operations(params: Params | None) -> int:
+    if isinstance(params, AttentionParams):
+        return 2 * params.num_heads * (params.head_dim + params.v_head_dim)
+    if isinstance(params, MLAParams):
+        return 2 * params.num_heads * (2 * params.kv_lora_rank + params.rope_dim)
+    return 0
+
+
+def _sum(costs: list[Operations]) -> Operations:
+    return Operations(*(sum(getattr(c, kind) for c in costs) for kind in ("int8", "bf16", "f32")))
 
 
 @contextmanager

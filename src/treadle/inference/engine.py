@@ -41,7 +41,7 @@ from treadle.inference.backends import BACKENDS, BackendOptions, create
 from treadle.inference.backends.base import Backend, Numerics
 from treadle.inference.certificates import CertificateStore, Identity
 from treadle.inference.core import EngineCore
-from treadle.inference.cost import StepCost, step_cost
+from treadle.inference.cost import InstructionCost, StepCost, instruction_costs, step_cost
 from treadle.inference.encoder import Encoder, Tokens
 from treadle.inference.executor import Executor, Layout, MemoryQuote, Progress, lay_out
 from treadle.inference.inspection import Inspector
@@ -60,7 +60,7 @@ from treadle.models.checkpoint import Checkpoint, open_checkpoint, open_syntheti
 from treadle.models.compile import CompileOptions
 from treadle.models.quantisation import FLOAT_TYPES, QUANTISED_TYPES, Quantisation
 from treadle.models.synthetic import is_synthetic
-from treadle.plan.ir import DType, ModelPlans
+from treadle.plan.ir import DType, ModelPlans, Stage
 from treadle.plan.views import StepLimits, TensorView
 
 if TYPE_CHECKING:
@@ -296,6 +296,14 @@ class Text:
         return self.tokenizer.encode(prompt, add_special=False)
 
 
+@dataclass(frozen=True, slots=True)
+class OpCost:
+    """One op of a bound program: the plan's instructions that it stands for, and their costs."""
+
+    instructions: range
+    costs: tuple[InstructionCost, ...]
+
+
 @dataclass(frozen=True)
 class Engine:
     """A loaded model: a `generator` of text or an `encoder`. `text` is None where the checkpoint has no tokenizer."""
@@ -312,6 +320,15 @@ class Engine:
     """The model's place in the weight cache; to be finished when the engine is done."""
     files: tuple[SourceFile, ...]
     """What the weights were read from."""
+    layout: Layout
+    executor: Executor
+    numerics: Numerics
+
+    def ops(self, *, decode: bool) -> tuple[OpCost, ...]:
+        """What each op of a bound program, in order, stands for and must at least read and calculate."""
+        stage, program = (Stage.DECODE, -1) if decode else (Stage.PREFILL, 0)
+        costs = instruction_costs(self.layout.programs[program], self.layout, self.numerics)
+        return tuple(OpCost(covers, tuple(costs[i] for i in covers)) for covers in self.executor.covers(stage))
 
     @property
     def core(self) -> EngineCore:
@@ -386,6 +403,9 @@ def load(
         cost=step_cost(layout, options.numerics),
         place=place,
         files=files,
+        layout=layout,
+        executor=executor,
+        numerics=options.numerics,
     )
 
 

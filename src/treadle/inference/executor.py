@@ -170,6 +170,10 @@ class Executor:
             )
         return self._by_stage[context.mode].run(context, sampling)
 
+    def covers(self, stage: Stage) -> tuple[range, ...]:
+        """The instructions of a stage's plan that each op of its bound program stands for."""
+        return self._by_stage[stage].covers
+
     def cancel(self) -> None:
         """From another thread: ends the running step soon; its `run` raises Cancelled."""
         for program in self._programs:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from treadle.inference.cost import instruction_costs
 from treadle.inference.executor import Layout
-from treadle.plan.ir import NO_WEIGHT, CompiledPlan, DType, Instruction, ModelPlans, Opcode, WeightBinding
-from treadle.plan.params import MoEParams, unpack
+from treadle.plan.ir import CompiledPlan, ModelPlans
 from treadle.plan.views import PhysicalMapping
 
 
@@ -36,7 +35,14 @@ def _stage(compiled: CompiledPlan, layout: Layout) -> dict[str, Any]:
             {"dtype": stored[binding.name][0].name.lower(), "bytes": stored[binding.name][1]}
             for binding in compiled.weight_bindings
         ],
-        "reads": [_reads(compiled, instruction, stored) for instruction in compiled.plan.instructions],
+        "reads": [
+            {
+                "weights": cost.weight_bytes,
+                "state_per_token": cost.state_bytes_per_token,
+                "state_whole": cost.state_bytes // 2,
+            }
+            for cost in instruction_costs(compiled, layout, "fast")  # bytes are the same in all numerics
+        ],
     }
 
 
@@ -46,36 +52,3 @@ def _mapping(compiled: CompiledPlan, layout: Layout) -> PhysicalMapping:
         if program.plan == compiled.plan and program.register_specs == compiled.register_specs:
             return mapping
     raise AssertionError(f"stage {compiled.stage.name} was not laid out")
-
-
-def _reads(compiled: CompiledPlan, instruction: Instruction, stored: Mapping[str, tuple[DType, int]]) -> dict[str, int]:
-    """Bytes that one decoded token reads: of weights, of state for each token before it, of state kept whole."""
-    states = {state.id: state for state in compiled.plan.state_descs}
-    state = None if instruction.state_block_id is None else states[instruction.state_block_id]
-    weights = sum(
-        _read_of(compiled, instruction, compiled.weight_bindings[index], stored)
-        for index in set(instruction.weights) - {NO_WEIGHT}
-    )
-    paged = state is not None and state.page_tokens > 0
-    return {
-        "weights": weights,
-        "state_per_token": -(-state.size_bytes // state.page_tokens) if state is not None and paged else 0,
-        "state_whole": state.size_bytes if state is not None and not paged else 0,
-    }
-
-
-def _read_of(
-    compiled: CompiledPlan,
-    instruction: Instruction,
-    binding: WeightBinding,
-    stored: Mapping[str, tuple[DType, int]],
-) -> int:
-    """An embedding reads one row of its tables, a mixture the experts that it chooses, everything else all of it."""
-    nbytes = stored[binding.name][1]
-    if instruction.opcode is Opcode.EMBEDDING:
-        return nbytes // binding.shape[0]
-    if instruction.opcode is Opcode.MOE and len(binding.shape) == 3 and instruction.param_block_id is not None:
-        params = unpack(compiled.param_blocks[instruction.param_block_id])
-        assert isinstance(params, MoEParams)
-        return nbytes * params.experts_per_token // params.num_experts
-    return nbytes

@@ -15,6 +15,15 @@ I32 = NDArray[np.int32]
 
 
 @dataclass(slots=True)
+class OpRun:
+    """One op of the bound program, which may stand for several instructions of the plan, over the counted steps."""
+
+    opcode: int
+    nanoseconds: int = 0
+    planned_bytes: int = 0
+
+
+@dataclass(slots=True)
 class Counters:
     """Observability of a step. Off unless a context carries one."""
 
@@ -25,6 +34,15 @@ class Counters:
     per_slot_fallbacks: int = 0
     planned_bytes: int = 0
     """Weight and state bytes that the plan reads in the step."""
+    ops: list[OpRun] = field(default_factory=list)
+    """Of the bound program, in order; see `BoundProgram.covers`."""
+
+    def ran(self, index: int, opcode: int, nanoseconds: int, planned_bytes: int) -> None:
+        """Adds a run of op `index`; the first step goes through them in order."""
+        if index == len(self.ops):
+            self.ops.append(OpRun(opcode))
+        self.ops[index].nanoseconds += nanoseconds
+        self.ops[index].planned_bytes += planned_bytes
 
 
 @dataclass(slots=True)

@@ -44,6 +44,11 @@ class LinkRequest:
 class BoundProgram(Protocol):
     """A plan with every operand resolved."""
 
+    @property
+    def covers(self) -> tuple[range, ...]:
+        """The plan's instructions that each of its ops stands for, in order."""
+        ...
+
     def run(self, context: ExecutionContext, sampling: Sampling | None = None) -> tuple[F32, ...]:
         """One step. Returns the plan's outputs, views that hold until the next run; fills in the answers of `sampling`.
 

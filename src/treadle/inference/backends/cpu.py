@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -142,7 +143,7 @@ class CpuBackend:
         states = {id: _address(handle.buffer) for id, handle in request.states.items()}
         program = self._bind(compiled, request.dtypes, request.limits, registers, weights, states)
         program.set_workspace(_address(request.workspace), request.workspace.nbytes)
-        return CpuProgram(program, request)
+        return CpuProgram(program, request, covered(lower(compiled, self._fusions)))
 
     def kernels(self) -> str:
         return code_hash([Path(_native.__file__)])
@@ -190,7 +191,8 @@ class CpuBackend:
 class CpuProgram:
     """A plan bound to the native core. Keeps the memory that the native side points into alive."""
 
-    def __init__(self, program: _native.Program, request: LinkRequest) -> None:
+    def __init__(self, program: _native.Program, request: LinkRequest, covers: tuple[range, ...]) -> None:
+        self.covers = covers
         self._program = program
         self._memory = request
         compiled, mapping = request.compiled, request.mapping
@@ -222,7 +224,9 @@ class CpuProgram:
         if result is None:
             raise Cancelled("the step was cancelled")
         if counters is not None:
-            dispatches, launches, planned = result
+            dispatches, launches, planned, ops = result
+            for index, (opcode, nanoseconds, nbytes) in enumerate(ops):
+                counters.ran(index, opcode, nanoseconds, nbytes)
             for opcode, count in dispatches.items():
                 counters.dispatches[opcode] = counters.dispatches.get(opcode, 0) + count
             counters.launches += launches
@@ -249,3 +253,9 @@ def _aligned(count: int) -> int:
 
 def _address(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
+
+
+def covered(ops: tuple[Lowered, ...]) -> tuple[range, ...]:
+    """The plan's instructions that each op stands for."""
+    ends = accumulate((op.instructions for op in ops), initial=0)
+    return tuple(range(first, end) for first, end in pairwise(ends))

@@ -59,6 +59,11 @@ class Lowered:
     params: tuple[ParamBlock, ...]
     state: int | None
 
+    @property
+    def instructions(self) -> int:
+        """How many of the plan's instructions it stands for."""
+        return max(1, len(self.params))
+
 
 def lower(compiled: CompiledPlan, fusions: frozenset[str] = FUSIONS) -> tuple[Lowered, ...]:
     """The plan's instructions with the named fusions applied."""

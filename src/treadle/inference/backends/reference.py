@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from treadle.inference.edits import RowEdits
 from treadle.inference.memory import aligned
 from treadle.inference.sampling import Sampling
 from treadle.plan.adapters import AdapterCapability, AdapterTable, BatchSupport
-from treadle.plan.context import ExecutionContext
+from treadle.plan.context import Counters, ExecutionContext
 from treadle.plan.ir import (
     NO_REGISTER,
     NO_WEIGHT,
@@ -253,6 +254,7 @@ class ReferenceProgram:
         self._inputs = tuple(self._registers[r] for r in plan.inputs)
         self._outputs = tuple(self._registers[r] for r in plan.outputs)
         self._ops = tuple(_bind(instruction, request, self._registers) for instruction in plan.instructions)
+        self.covers = tuple(range(i, i + 1) for i in range(len(self._ops)))
         self._cancelled = threading.Event()
         self._running = False
 
@@ -269,11 +271,13 @@ class ReferenceProgram:
         self._cancelled.clear()
         self._running = True
         try:
-            for op in self._ops:
+            for index, op in enumerate(self._ops):
                 if self._cancelled.is_set():
                     raise Cancelled("the step was cancelled")
+                began = time.perf_counter_ns()
                 op.output.view(step.sizes)[...] = TABLE.get(op.opcode)(op, step)
-                _count(op, step)
+                if context.counters is not None:
+                    _count(op, step, context.counters, index, time.perf_counter_ns() - began)
         finally:
             self._running = False
         outputs = tuple(cast(F32, register.view(step.sizes)) for register in self._outputs)
@@ -311,15 +315,14 @@ def _weight(request: LinkRequest, index: int) -> F32:
     return request.weights[index][: 4 * int(np.prod(shape))].view(np.float32).reshape(shape)
 
 
-def _count(op: Bound, step: Step) -> None:
-    counters = step.context.counters
-    if counters is None:
-        return
+def _count(op: Bound, step: Step, counters: Counters, index: int, nanoseconds: int) -> None:
     counters.dispatches[op.opcode] = counters.dispatches.get(op.opcode, 0) + 1
     capability = TABLE.capabilities[op.opcode]
     if capability is not None and capability.batch is BatchSupport.PER_SLOT and step.context.batch_size > 1:
         counters.per_slot_fallbacks += 1
-    counters.planned_bytes += sum(w.nbytes for w in op.weights.values() if w is not None)
+    planned = sum(w.nbytes for w in op.weights.values() if w is not None)
+    counters.planned_bytes += planned
+    counters.ran(index, op.opcode, nanoseconds, planned)
 
 
 class ReferenceBackend:

@@ -1,0 +1,100 @@
+"""A trace as one HTML page that needs nothing else: the table, and the step's ops under the machine's roofline."""
+
+import math
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from treadle.bench.html import STYLE
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 400, 64, 44, 24
+"""Of the plot, in pixels."""
+
+
+def write_page(report: dict[str, Any], path: Path) -> None:
+    """Raises OSError where the file cannot be written."""
+    path.write_text(page(report), encoding="utf-8")
+
+
+def page(report: dict[str, Any]) -> str:
+    """The whole document."""
+    title = escape(f"{report['model']}: {report['point']}, {report['step_ms']:.3f} ms a step")
+    how = escape(f"{report['backend']}, {report['isa']}, {report['threads']} threads, {report['numerics']}")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{title}</h1><p class='note'>{how}; medians of {report['steps']} "
+        "steps. An op at the sloping line is bound by reading, one at a level line by calculating; the area of a spot is "
+        f"its time.</p><figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
+    )
+
+
+def roofline(report: dict[str, Any]) -> str:
+    """Rate over operations per byte, both on logarithmic scales, with the probed limits (Williams et al. 2009)."""
+    limits = report["limits"]
+    spots = [group for group in report["groups"] if group["operations"] and group["bytes"] and group["gop_s"]]
+    intensities = [group["operations"] / group["bytes"] for group in spots] or [1.0]
+    roofs = {name: limits[f"{name}_gop_s"] for name in ("int8", "bf16", "f32") if limits[f"{name}_gop_s"] > 0}
+    x_low, x_high = _decades([*intensities, 1.0, max(roofs.values()) / limits["read_gb_s"]])
+    y_low, y_high = _decades([*(group["gop_s"] for group in spots), *roofs.values()])
+
+    def x(value: float) -> float:
+        return LEFT + (math.log10(value) - x_low) / (x_high - x_low) * (WIDTH - LEFT - 12)
+
+    def y(value: float) -> float:
+        clipped = min(max(math.log10(value), y_low), y_high)
+        return HEIGHT - BOTTOM - (clipped - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="roofline">']
+    for power in range(x_low, x_high + 1):
+        parts.append(f'<text x="{x(10**power):.0f}" y="{HEIGHT - 24}" text-anchor="middle">{10.0**power:g}</text>')
+    for power in range(y_low, y_high + 1):
+        at = y(10**power)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
+    begin = max(10.0**x_low, 10.0**y_low / limits["read_gb_s"])
+    for name, roof in roofs.items():
+        corner = roof / limits["read_gb_s"]
+        points = " ".join(
+            f"{x(i):.1f},{y(r):.1f}" for i, r in ((corner, roof), (10.0**x_high, roof)) if i <= 10.0**x_high
+        )
+        parts.append(f'<polyline fill="none" stroke="#999" points="{points}"/>')
+        parts.append(f'<text x="{WIDTH - 14}" y="{y(roof) - 4:.1f}" text-anchor="end">{name}</text>')
+    end = max(roofs.values()) / limits["read_gb_s"]
+    slope = f"{x(begin):.1f},{y(begin * limits['read_gb_s']):.1f} {x(end):.1f},{y(end * limits['read_gb_s']):.1f}"
+    parts.append(f'<polyline fill="none" stroke="#999" points="{slope}"/>')
+    for group, intensity in zip(spots, intensities, strict=True):
+        radius = 3 + 18 * math.sqrt(group["ms"] / report["step_ms"])
+        told = f"{group['name']} x{group['count']}: {group['ms']:.4f} ms, {group['share_of_limit']:.0%} of the limit"
+        parts.append(
+            f'<circle cx="{x(intensity):.1f}" cy="{y(group["gop_s"]):.1f}" r="{radius:.1f}" fill="#2463a8" '
+            f'fill-opacity=".55"><title>{escape(told)}</title></circle>'
+        )
+    parts.append(f'<text x="{WIDTH / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">operations a byte</text>')
+    parts.append(f'<text x="{LEFT}" y="14">GOP/s</text></svg>')
+    return "".join(parts)
+
+
+def _decades(values: list[float]) -> tuple[int, int]:
+    """Powers of ten around the values, at least one apart."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return low, max(high, low + 1)
+
+
+def _table(report: dict[str, Any]) -> str:
+    head = ("op", "", "ms", "of the step", "MB", "GB/s", "GOP/s", "of the limit", "bound by")
+    rows = [
+        (
+            group["name"],
+            f"x{group['count']}",
+            f"{group['ms']:.4f}",
+            f"{group['ms'] / report['step_ms']:.1%}",
+            f"{group['bytes'] / 1e6:.2f}",
+            f"{group['gb_s']:.1f}",
+            f"{group['gop_s']:.1f}",
+            f"{group['share_of_limit']:.0%}",
+            group["bound"],
+        )
+        for group in report["groups"]
+    ]
+    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"

@@ -1,0 +1,92 @@
+"""Tracing a step: costs that add up, ops that cover the plan, and what is written of them."""
+
+import json
+import re
+from itertools import pairwise
+
+import pytest
+
+from treadle.bench.points import Point
+from treadle.bench.trace import chrome_events, run_trace, table
+from treadle.bench.trace_html import page
+from treadle.cli.main import main
+from treadle.errors import InvalidRequest
+from treadle.inference.engine import EngineOptions, describe
+
+MODEL = "synthetic:llama:tiny:q8_0"
+
+
+def traced(point, **options):
+    settings = {"threads": 1, "numerics": "fast", "quantize": None, "repeat": 3, **options}
+    return run_trace(MODEL, point, say=lambda text: None, **settings)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return traced(Point("decode", 1, 2, 16))
+
+
+def test_every_instruction_is_covered_once(decode):
+    plan = describe(MODEL, EngineOptions()).plan_dict["stages"][-1]["instructions"]
+    covered = [i for op in decode["ops"] for i in range(op["instructions"][0], op["instructions"][1] + 1)]
+    assert covered == list(range(len(plan)))
+    for op in decode["ops"]:
+        first, last = op["instructions"]
+        assert op["name"] == " + ".join(plan[i]["opcode"] for i in range(first, last + 1))
+
+
+def test_times_and_groups_add_up(decode):
+    assert decode["step_ms"] == pytest.approx(sum(op["ms"] for op in decode["ops"]), rel=1e-3)
+    assert all(op["ms"] > 0 for op in decode["ops"])
+    for name in ("ms", "bytes", "operations"):
+        assert sum(g[name] for g in decode["groups"]) == pytest.approx(sum(op[name] for op in decode["ops"]), rel=1e-3)
+    assert {g["count"] for g in decode["groups"]} == {1, 2}  # two layers, one embedding, one head
+
+
+def test_the_work_of_a_decode_step(decode):
+    """By hand: 2 sequences with 17 keys each, kept in f16."""
+    attention = next(op for op in decode["ops"] if "multihead_attention" in op["name"])
+    plan = describe(MODEL, EngineOptions()).plan_dict["stages"][-1]
+    params = next(i["params"] for i in plan["instructions"] if i["opcode"] == "multihead_attention")
+    heads, kv_heads, width = params["num_heads"], params["num_kv_heads"], params["head_dim"]
+    hidden = describe(MODEL, EngineOptions()).plans.facts.hidden_size
+    projections = 2 * hidden * width * (2 * heads + 2 * kv_heads)
+    keys = 2 * heads * 2 * width * 17
+    assert attention["operations"] == 2 * (projections + keys)
+    state = 2 * 2 * kv_heads * width  # bytes a token
+    assert attention["bytes"] > 2 * 17 * state
+    assert attention["bytes"] - 2 * 17 * state < 1.2 * projections  # a byte and scales for each weight
+
+
+def test_a_prefill_reads_weights_once_and_calculates_for_every_row():
+    one, many = traced(Point("prefill", 8, 1, 0)), traced(Point("prefill", 64, 1, 0))
+    mlp = [next(op for op in report["ops"] if "swiglu" in op["name"]) for report in (one, many)]
+    assert mlp[0]["bytes"] == mlp[1]["bytes"]
+    assert mlp[1]["operations"] == 8 * mlp[0]["operations"]
+    head = [next(op for op in report["ops"] if "lm_head" in op["name"]) for report in (one, many)]
+    assert head[0]["operations"] == head[1]["operations"]
+    with pytest.raises(InvalidRequest, match="513 tokens is more than one step"):
+        traced(Point("prefill", 513, 1, 0))
+
+
+def test_what_is_written(decode):
+    events = chrome_events(decode)["traceEvents"]
+    assert [event["name"] for event in events] == [op["name"] for op in decode["ops"]]
+    for before, after in pairwise(events):
+        assert after["ts"] == pytest.approx(before["ts"] + before["dur"], abs=2e-3)
+    html = page(decode)
+    assert html.count("<circle") == sum(1 for g in decode["groups"] if g["operations"])
+    assert not re.search(r"(src|href)=|https?:", html)
+    text = table(decode, every=True)
+    assert "1: rmsnorm + multihead_attention + residual_add" in text
+    assert "x2" in table(decode)
+
+
+def test_the_command(tmp_path, capsys):
+    html, chrome = tmp_path / "a.html", tmp_path / "a.json"
+    options = ["--decode", "8", "--repeat", "2", "--threads", "1", "--html", str(html), "--chrome", str(chrome)]
+    assert main(["trace", MODEL, *options, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["steps"] == 2 and told["point"] == "decode at 8"
+    assert html.read_text().startswith("<!DOCTYPE html>")
+    assert len(json.loads(chrome.read_text())["traceEvents"]) == len(told["ops"])
