@@ -149,7 +149,8 @@ nb::object run_program(Program& program, const Ints& query_lens, const Ints& pos
         if (counters->dispatches[i]) dispatches[nb::int_(i)] = counters->dispatches[i];
     }
     nb::list ops;
-    for (const auto& op : counters->ops) ops.append(nb::make_tuple(op.opcode, op.nanoseconds, op.planned_bytes));
+    for (const auto& op : counters->ops)
+        ops.append(nb::make_tuple(op.opcode, op.nanoseconds, op.planned_bytes));
     return nb::make_tuple(dispatches, counters->launches, counters->planned_bytes, ops);
 }
 

@@ -23,8 +23,8 @@ def page(report: dict[str, Any]) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body><h1>{title}</h1><p class='note'>{how}; medians of {report['steps']} "
-        "steps. An op at the sloping line is bound by reading, one at a level line by calculating; the area of a spot is "
-        f"its time.</p><figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
+        "steps. An op at the sloping line is bound by reading, one at a level line by calculating; the area of a "
+        f"spot is its time.</p><figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
     )
 
 
