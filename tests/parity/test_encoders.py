@@ -128,8 +128,10 @@ def test_minilm_on_the_reference_backend(minilm, minilm_oracle):
         assert np.abs(llm.embed(TEXTS[:4]) - minilm_oracle[:4]).max() < 1e-5
 
 
-@pytest.mark.parametrize(("quantize", "least"), [(None, 0.999999), ("q8_0", 0.998)])
-def test_minilm_fast(minilm, minilm_oracle, quantize, least):
-    with LLM(minilm, quantize=quantize) as llm:
+@pytest.mark.parametrize(
+    ("options", "least"), [({}, 0.999999), ({"numerics": "bf16"}, 0.9999), ({"quantize": "q8_0"}, 0.998)]
+)
+def test_minilm_fast(minilm, minilm_oracle, options, least):
+    with LLM(minilm, **options) as llm:
         found = llm.embed([*TEXTS, LONG], truncate=True)
     assert (found * minilm_oracle).sum(axis=1).min() > least
