@@ -24,8 +24,12 @@ LFM2 = {
     "max_position_embeddings": 512,
 }
 MAMBA2 = {**SSM, "num_heads": 4, "head_dim": 32, "n_groups": 2}
+HYBRID = {key: value for key, value in LFM2.items() if key != "intermediate_size"} | {"intermediate_size": 64}
 CONFIGS = {
     "lfm2": LFM2,
+    "jamba": {**HYBRID, "num_experts": 4},
+    "granitemoehybrid": {**HYBRID, "mamba_n_heads": 4},
+    "qwen3_next": {**HYBRID, "num_experts": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
     "mamba": SSM,
     "falcon_mamba": SSM,
     "mamba2": MAMBA2,
@@ -58,6 +62,24 @@ REFUSED = [
     ("lfm2", "use_pos_enc", False),
     ("lfm2", "conv_L_cache", 65),
     ("lfm2", "block_multiple_of", 0),
+    ("jamba", "attn_layer_offset", 8),
+    ("jamba", "expert_layer_offset", 2),
+    ("jamba", "expert_layer_period", 0),
+    ("jamba", "mamba_dt_rank", "half"),
+    ("jamba", "num_experts_per_tok", 5),
+    ("jamba", "rope_theta", 1e4),
+    ("granitemoehybrid", "position_embedding_type", "alibi"),
+    ("granitemoehybrid", "layer_types", ["mamba", "conv", "mamba"]),
+    ("granitemoehybrid", "mamba_d_head", 31),
+    ("granitemoehybrid", "mamba_n_groups", 3),
+    ("granitemoehybrid", "num_experts_per_tok", 9),
+    ("granitemoehybrid", "normalization_function", "layernorm"),
+    ("qwen3_next", "attention_bias", True),
+    ("qwen3_next", "use_sliding_window", True),
+    ("qwen3_next", "linear_num_value_heads", 3),
+    ("qwen3_next", "layer_types", ["linear_attention"]),
+    ("qwen3_next", "full_attention_interval", 0),
+    ("qwen3_next", "mlp_only_layers", "0"),
     ("mamba", "expand", 1.5),
     ("mamba", "intermediate_size", 100),
     ("mamba", "d_inner", 100),
@@ -124,3 +146,33 @@ def test_older_keys_of_lfm2():
 )
 def test_width_of_lfm2s_mlp(changes, expected):
     assert read("lfm2", **changes)[1].intermediate_size == expected
+
+
+def opcodes(family, **changes):
+    """Of the mixers and of the feed-forward blocks, layer by layer."""
+    found, config = read(family, **changes)
+    plan = compile_model(found.architecture(config), config.sha256(), CompileOptions()).prefill
+    names = {
+        Opcode.MULTIHEAD_ATTENTION: "a",
+        Opcode.MAMBA_MIXER: "m",
+        Opcode.GATED_DELTA_NET: "d",
+        Opcode.MOE: "E",
+        Opcode.SWIGLU: "F",
+    }
+    return "".join(names.get(i.opcode, "") for i in plan.plan.instructions)
+
+
+def test_which_layers_attend_and_which_have_experts():
+    assert opcodes("jamba", num_hidden_layers=6) == "mFmEmFmEaFmE"
+    assert opcodes("jamba", attn_layer_period=2, attn_layer_offset=1, expert_layer_offset=0) == "mEaFmE"
+    assert opcodes("jamba", num_experts=1) == "mFmFmF"
+    assert opcodes("granitemoehybrid") == "mEmEmE"
+    assert opcodes("granitemoehybrid", layer_types=["mamba", "attention", "mamba"], num_local_experts=0) == "mFaFmF"
+    assert opcodes("qwen3_next", num_hidden_layers=5) == "dEdEdEaEdE"
+    assert opcodes("qwen3_next", full_attention_interval=2, decoder_sparse_step=2, mlp_only_layers=[1]) == "dFaFdF"
+
+
+def test_rope_of_granite_hybrids():
+    assert read("granitemoehybrid")[1].rope is None
+    assert read("granitemoehybrid", position_embedding_type="nope")[1].rope is None
+    assert read("granitemoehybrid", position_embedding_type="rope")[1].rope.rotary_dim == 16
