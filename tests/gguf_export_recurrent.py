@@ -133,7 +133,8 @@ def _qwen3_next(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     heads = config.linear_num_value_heads
     inner, groups = heads * config.linear_value_head_dim, config.linear_num_key_heads
     _ssm(writer, config.linear_conv_kernel_dim, inner, config.linear_key_head_dim, heads, groups)
-    writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    kinds = [*config.layer_types, "full_attention"]  # the first layer that attends, or the one after all
+    writer.add_full_attention_interval(kinds.index("full_attention") + 1)
 
 
 _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
@@ -179,6 +180,8 @@ def _changed(config: PreTrainedConfig, key: str, value: np.ndarray) -> Iterable[
     elif "shared_mlp.output_linear" in key:
         suffix = "_shexp" if config.num_local_experts else ""
         yield f"blk.{key.split('.')[2]}.ffn_down{suffix}.weight", value
+    elif "block_sparse_moe.router" in key:
+        yield key.replace("router.weight", "router.layer.weight"), value
     elif config.model_type == "granitemoehybrid" and ("q_proj" in key or "k_proj" in key):
         heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
         yield key, value.reshape(heads, 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)

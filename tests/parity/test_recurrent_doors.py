@@ -17,8 +17,8 @@ ONE_DOOR = {
     ("mamba", "biases-untied"),  # llama.cpp's activation is always silu
     ("mamba2", "biases-limits"),  # GGUF has no limits of dt
     ("granitemoehybrid", "groups-limits"),
+    ("qwen3_next", "gated-attention"),  # GGUF always means normalised weights
     ("qwen3_next", "dense"),  # GGUF files have experts in every layer
-    ("qwen3_next", "interval-rotary"),
 }
 CASES = [
     case
