@@ -36,6 +36,15 @@ def test_a_recurrent_shape_has_the_parameters_of_its_model(model, parameters):
     assert sum(math.prod(info.shape) for info in tensors) == parameters
 
 
+def test_a_shape_with_experts_has_the_parameters_of_its_model():
+    """Qwen3-30B-A3B, as its card gives them (30.5B, 3.3B of them active)."""
+    tensors = synthetic_tensors("synthetic:qwen3_moe:30b-a3b:q4_k").tensors.values()
+    assert sum(math.prod(info.shape) for info in tensors) == 30_532_122_624
+    assert all(info.dtype == "f32" for info in tensors if "ffn_gate_inp" in info.name)
+    active = sum(math.prod(info.shape) * (8 / 128 if len(info.shape) == 3 else 1) for info in tensors)
+    assert round(active / 1e9, 1) == 3.3
+
+
 def test_one_type_is_for_every_matrix_and_norms_are_f32():
     for info in synthetic_tensors("synthetic:llama:1b:q6_k").tensors.values():
         assert info.dtype == ("q6_k" if len(info.shape) == 2 else "f32")

@@ -32,6 +32,9 @@ class Shape:
     positions: int
     rope_theta: float
     tied: bool
+    experts: int = 0
+    """0: a plain MLP of `mlp` columns; else experts of as many each, of which a row takes `chosen`."""
+    chosen: int = 0
 
 
 SHAPES: Final[Mapping[str, Shape]] = {
@@ -61,13 +64,32 @@ SHAPES: Final[Mapping[str, Shape]] = {
     ),
 }  # fmt: skip
 """1b, 3b: Llama 3.2; 8b: Llama 3.1. gemma3-270m: its sizes in a llama's program."""
+EXPERT_SHAPES: Final[Mapping[str, Shape]] = {
+    "tiny": Shape(
+        layers=2, hidden=256, mlp=256, heads=4, kv_heads=2, head_dim=64, vocabulary=512,
+        positions=8192, rope_theta=1e6, tied=True, experts=8, chosen=2,
+    ),
+    "small": Shape(
+        layers=8, hidden=1024, mlp=512, heads=16, kv_heads=4, head_dim=64, vocabulary=32768,
+        positions=40960, rope_theta=1e6, tied=True, experts=32, chosen=4,
+    ),
+    "30b-a3b": Shape(
+        layers=48, hidden=2048, mlp=768, heads=32, kv_heads=4, head_dim=128, vocabulary=151936,
+        positions=40960, rope_theta=1e6, tied=False, experts=128, chosen=8,
+    ),
+}  # fmt: skip
+"""30b-a3b: Qwen3-30B-A3B; small: a quarter of its experts, fewer and narrower layers."""
+DECODERS: Final = {"llama": SHAPES, "qwen3_moe": EXPERT_SHAPES}
+"""Family -> its shapes."""
+_ARCHITECTURES: Final = {"qwen3_moe": "qwen3moe"}
+"""Of families whose GGUF files say another name."""
 
 
 def _q4_k_m(name: str, layer: int, layers: int, cols: int) -> str:
-    """llama.cpp's Q4_K_M of a dense model: table, head, and of some layers values and down projection finer."""
+    """llama.cpp's Q4_K_M: table, head, and of some layers values and down projection finer."""
     eighth = layers // 8
     more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-    fine = name in ("token_embd", "output") or (name in ("attn_v", "ffn_down") and more)
+    fine = name in ("token_embd", "output") or (name in ("attn_v", "ffn_down", "ffn_down_exps") and more)
     if cols % BLOCK_SIZES["q4_k"][0]:
         return "q8_0" if fine else "q5_0"
     return "q6_k" if fine else "q4_k"
@@ -92,12 +114,13 @@ def synthetic_tensors(model: str) -> SyntheticTensors:
         shape_ = recurrent.SHAPES[family][shape_name]
         chosen = recurrent.tensors_of(shape_, lambda name, cols: _mixed(mix, name, shape_.layers, cols, dtype))
         return SyntheticTensors(_general(family, f"{shape_name} {dtype}", shape_.metadata()), chosen)
-    shape = SHAPES[shape_name]
+    shape = DECODERS[family][shape_name]
     matrices, vectors = _tensors(shape)
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {name: ("f32", (size,)) for name, size in vectors.items()}
     for name, dims in matrices.items():
-        tensors[name] = (_mixed(mix, name, shape.layers, dims[1], dtype), dims)
-    return SyntheticTensors(_metadata(family, f"{shape_name} {dtype}", shape), tensors)
+        router = name.endswith(".ffn_gate_inp.weight")
+        tensors[name] = ("f32" if router else _mixed(mix, name, shape.layers, dims[-1], dtype), dims)
+    return SyntheticTensors(_metadata(_ARCHITECTURES.get(family, family), f"{shape_name} {dtype}", shape), tensors)
 
 
 def _mixed(mix: Callable[[str, int, int, int], str] | None, name: str, layers: int, cols: int, dtype: str) -> str:
@@ -111,7 +134,7 @@ def _parts(model: str) -> tuple[str, str, str]:
     if len(parts) != 3:
         raise UnsupportedModel(f"{model!r}: expected FAMILY:SHAPE:TYPE, as in llama:1b:q4_k")
     types = (*RANDOM_TYPES, *MIXES)
-    shapes = {"llama": SHAPES, **recurrent.SHAPES}
+    shapes = {**DECODERS, **recurrent.SHAPES}
     known_parts = (shapes, shapes.get(parts[0], ()), types)
     for what, part, known in zip(("family", "shape", "type"), parts, known_parts, strict=True):
         if part not in known:
@@ -134,6 +157,9 @@ def _metadata(family: str, name: str, shape: Shape) -> dict[str, object]:
         "rope.freq_base": shape.rope_theta,
         "vocab_size": shape.vocabulary,
     }
+    if shape.experts:
+        of_experts = {"count": shape.experts, "used_count": shape.chosen, "feed_forward_length": shape.mlp}
+        keys |= {f"expert_{key}": value for key, value in of_experts.items()}
     return _general(family, name, keys)
 
 
@@ -142,10 +168,10 @@ def _general(family: str, name: str, keys: Mapping[str, object]) -> dict[str, ob
     return general | {f"{family}.{key}": value for key, value in keys.items()}
 
 
-def _tensors(shape: Shape) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """Matrices [out, in] and vectors, in the order of a file."""
+def _tensors(shape: Shape) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Matrices [out, in] or [experts, out, in] and vectors, in the order of a file."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    matrices = {"token_embd.weight": (shape.vocabulary, shape.hidden)}
+    matrices: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocabulary, shape.hidden)}
     vectors = {"output_norm.weight": shape.hidden}
     if not shape.tied:
         matrices["output.weight"] = (shape.vocabulary, shape.hidden)
@@ -156,9 +182,15 @@ def _tensors(shape: Shape) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
             f"{block}.attn_k.weight": (keys, shape.hidden),
             f"{block}.attn_v.weight": (keys, shape.hidden),
             f"{block}.attn_output.weight": (shape.hidden, queries),
-            f"{block}.ffn_gate.weight": (shape.mlp, shape.hidden),
-            f"{block}.ffn_up.weight": (shape.mlp, shape.hidden),
-            f"{block}.ffn_down.weight": (shape.hidden, shape.mlp),
+        }
+        kind, stack = ("_exps", (shape.experts,)) if shape.experts else ("", ())
+        if shape.experts:
+            matrices[f"{block}.ffn_gate_inp.weight"] = (shape.experts, shape.hidden)
+            vectors |= {f"{block}.attn_{name}_norm.weight": shape.head_dim for name in "qk"}
+        matrices |= {
+            f"{block}.ffn_gate{kind}.weight": (*stack, shape.mlp, shape.hidden),
+            f"{block}.ffn_up{kind}.weight": (*stack, shape.mlp, shape.hidden),
+            f"{block}.ffn_down{kind}.weight": (*stack, shape.hidden, shape.mlp),
         }
         vectors |= {f"{block}.attn_norm.weight": shape.hidden, f"{block}.ffn_norm.weight": shape.hidden}
     return matrices, vectors
