@@ -21,7 +21,8 @@ using namespace inference;
 struct Shape {
     int64_t hidden = 64, heads = 4, kv_heads = 2, head_dim = 16, inner = 96, vocab = 50, layers = 2;
     int64_t page_tokens = 16;
-    bool causal = true;  // else it keeps no state and pools each slot's rows
+    bool causal = true;   // else it keeps no state and pools each slot's rows
+    int64_t experts = 0;  // a multiple of 3, of which a row takes two; 0: a plain MLP
     contract::StepLimits limits{
         .max_rows = 128, .max_batch = 8, .max_sampled = 128, .max_seq_len = 640, .state_pages = 180};
 
@@ -70,6 +71,7 @@ class Model {
             layers_.push_back({vector(hidden), matrix(q, hidden), matrix(k, hidden), matrix(k, hidden),
                                matrix(hidden, q), vector(hidden), matrix(inner, hidden),
                                matrix(inner, hidden), matrix(hidden, inner)});
+            if (shape_.experts) layers_.back().experts = experts();
         }
         norm_ = vector(shape_.hidden);
         pool_ = {matrix(32, shape_.hidden), vector(32), vector(32), {}, matrix(shape_.inner, 32), {}};
@@ -118,7 +120,31 @@ class Model {
   private:
     struct Layer {
         Weight attention_norm, q, k, v, o, mlp_norm, gate, up, down;
+        std::vector<Weight> experts = {};  // the weights of moe but those of the shared expert
     };
+
+    // `count` matrices of whole strips.
+    Weight stacked(int64_t count, int64_t rows, int64_t cols) {
+        Weight w = matrix(count * rows, cols);
+        w.matrix.rows = rows;
+        w.matrices = count;
+        return w;
+    }
+
+    std::vector<Weight> experts() {
+        const int64_t n = shape_.experts, hidden = shape_.hidden, inner = shape_.inner;
+        std::vector<Weight> w{matrix(n, hidden),
+                              {},
+                              vector(n),
+                              stacked(n, inner, hidden),
+                              stacked(n, inner, hidden),
+                              stacked(n, hidden, inner),
+                              {},
+                              {},
+                              {}};
+        if (type_ == DType::f32) w[6] = matrix(n, inner), w[7] = matrix(n, inner), w[8] = matrix(n, hidden);
+        return w;
+    }
 
     void add_layer(std::vector<Instruction>& out, const Memory& memory, bool fused, int i, Register x,
                    Register middle, Register end) const {
@@ -138,6 +164,22 @@ class Model {
         const State kept{memory.states[i].data(), shape_.page_bytes(), shape_.page_tokens};
         const State state = shape_.causal ? kept : State{};
         add_block(out, memory, fused, {1, 128}, x, middle, attention, l.attention_norm, block(a), state);
+        if (shape_.experts) {
+            std::vector<Weight> moe = l.experts;
+            moe.insert(moe.end(), {l.gate, l.up, l.down, {}});
+            const contract::MoEParams p{.num_experts = static_cast<uint32_t>(shape_.experts),
+                                        .experts_per_token = 2,
+                                        .intermediate = static_cast<uint32_t>(shape_.inner),
+                                        .gated = 1,
+                                        .router_score = 2,
+                                        .normalise = 1,
+                                        .routed_scale = 1.5f,
+                                        .num_groups = 3,
+                                        .top_groups = 2,
+                                        .shared_intermediate = static_cast<uint32_t>(shape_.inner)};
+            add_block(out, memory, fused, {3, 131}, middle, end, moe, l.mlp_norm, block(p), {});
+            return;
+        }
         const std::vector<Weight> mlp{l.gate, l.up, l.down, {}, {}, {}};
         const contract::SwiGLUParams p{.intermediate = static_cast<uint32_t>(shape_.inner), .gated = 1};
         add_block(out, memory, fused, {2, 129}, middle, end, mlp, l.mlp_norm, block(p), {});

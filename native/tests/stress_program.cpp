@@ -42,9 +42,11 @@ std::vector<Case> make_cases(uint64_t seed) {
     Shape odd = small;
     odd.hidden = 160, odd.heads = 5, odd.kv_heads = 1, odd.head_dim = 32, odd.inner = 224, odd.vocab = 83;
     odd.layers = 3;
+    Shape mixture = small;
+    mixture.experts = 9;
     std::vector<Case> cases;
-    cases.reserve(8);
-    for (const Shape& shape : {small, odd})
+    cases.reserve(12);
+    for (const Shape& shape : {small, odd, mixture})
         for (const auto& [type, numerics] : {std::pair{DType::q8_0, Numerics::fast},
                                              {DType::q8_0, Numerics::exact},
                                              {DType::q8_0, Numerics::bf16},

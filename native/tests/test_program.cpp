@@ -46,10 +46,12 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-void test_bits(DType type) {
+void test_bits(DType type, int64_t experts = 0) {
     const std::vector<int32_t> ids = text(121, 1);
+    Shape shape;
+    shape.experts = experts;
     for (const Numerics numerics : {Numerics::fast, Numerics::bf16, Numerics::exact}) {
-        Model model(kShape, type);
+        Model model(shape, type);
         Runner plain(model, 1, false, numerics);
         const std::vector<float> expected = logits(plain, ids, 121, 0);
         float largest = 0.0f;
@@ -59,6 +61,7 @@ void test_bits(DType type) {
         }
         CHECK(largest > 0.01f);
         CHECK(plain.counters.launches == 1);
+        CHECK(plain.counters.dispatches[3] == (experts ? kLayers : 0));
         CHECK(plain.counters.dispatches[1] == kLayers && plain.counters.dispatches[8] == 2 * kLayers);
         for (const int threads : {1, 2, 3}) {
             for (const bool fused : {false, true}) {
@@ -166,7 +169,7 @@ void test_bind_errors() {
         std::vector<Instruction> list = model.instructions(memory, false);
         change(list);
         try {
-            Program(pool, compute::kernels(), false, kShape.limits, list);
+            Program(pool, compute::kernels(), Numerics::fast, kShape.limits, list);
         } catch (const BindError&) {
             return true;
         }
@@ -182,6 +185,43 @@ void test_bind_errors() {
     CHECK(bind([](auto& list) { list[3].inputs.pop_back(); }));
 }
 
+// Experts that are not there, or whose choice could not be made, are refused before anything runs.
+void test_hostile_experts() {
+    Shape shape;
+    shape.experts = 6;
+    Model model(shape, DType::f32);
+    const Memory memory(shape);
+    auto pool = std::make_shared<ThreadPool>(1);
+    const auto bind = [&](auto&& change) {
+        std::vector<Instruction> list = model.instructions(memory, false);
+        auto* moe = &*std::find_if(list.begin(), list.end(), [](const auto& in) { return in.opcode == 3; });
+        change(*moe, *reinterpret_cast<contract::MoEParams*>(moe->params[0].payload.data()));
+        try {
+            Program(pool, compute::kernels(), Numerics::fast, shape.limits, list);
+        } catch (const BindError&) {
+            return true;
+        }
+        return false;
+    };
+    CHECK(!bind([](auto&, auto&) {}));
+    CHECK(bind([](auto&, auto& p) { p.experts_per_token = 0; }));
+    CHECK(bind([](auto&, auto& p) { p.experts_per_token = 5; }));  // two groups hold four
+    CHECK(bind([](auto&, auto& p) { p.num_experts = 9; }));
+    CHECK(bind([](auto&, auto& p) { p.num_experts = 0; }));
+    CHECK(bind([](auto&, auto& p) { p.num_groups = 4; }));
+    CHECK(bind([](auto&, auto& p) { p.num_groups = 0; }));
+    CHECK(bind([](auto&, auto& p) { p.top_groups = 4; }));
+    CHECK(bind([](auto&, auto& p) { p.router_score = 3; }));
+    CHECK(bind([](auto&, auto& p) { p.group_score = 2; }));
+    CHECK(bind([](auto&, auto& p) { p.activation = 99; }));
+    CHECK(bind([](auto&, auto& p) { p.intermediate += 16; }));
+    CHECK(bind([](auto&, auto& p) { p.shared_intermediate += 16; }));
+    CHECK(bind([](auto& in, auto&) { in.weights[4].matrices = 5; }));
+    CHECK(bind([](auto& in, auto&) { in.weights[5] = {}; }));
+    CHECK(bind([](auto& in, auto&) { in.weights[6].matrix.rows = 5; }));
+    CHECK(bind([](auto& in, auto&) { in.weights[2].size = 5; }));
+}
+
 // Vectors of whole sequences are the same bits alone and in any company, on any number of threads; NaN in the workspace
 // changes nothing.
 void test_encoder(DType type, DType kv) {
@@ -191,11 +231,11 @@ void test_encoder(DType type, DType kv) {
         .max_rows = 300, .max_batch = 6, .max_sampled = 300, .max_seq_len = 200, .state_pages = 0};
     Model model(shape, type, kv);
     const std::vector<int64_t> lengths{200, 3, 33, 64};
-    for (const bool exact : {false, true}) {
+    for (const Numerics numerics : {Numerics::fast, Numerics::bf16, Numerics::exact}) {
         std::vector<float> expected;
         for (const int threads : {1, 2, 3}) {
             for (const bool fused : {false, true}) {
-                Runner runner(model, threads, fused, exact);
+                Runner runner(model, threads, fused, numerics);
                 std::memset(runner.workspace.data(), 0xff,
                             static_cast<size_t>(runner.program.workspace_bytes()));
                 std::vector<float> alone;
@@ -241,10 +281,13 @@ void test_cancel() {
 int main() {
     test_bits(DType::f32);
     test_bits(DType::q8_0);
+    test_bits(DType::f32, 6);
+    test_bits(DType::q8_0, 6);
     test_long();
     for (const int64_t rows : {1, 5, 40, 100}) test_choices(rows);
     test_refusals();
     test_bind_errors();
+    test_hostile_experts();
     test_encoder(DType::f32, DType::f32);
     test_encoder(DType::q8_0, DType::bf16);
     test_encoder(DType::q8_0, DType::f16);

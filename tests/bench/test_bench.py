@@ -96,6 +96,15 @@ def test_the_cost_of_a_step_by_hand(tiny_gguf):
     assert matrices + norms_and_rope <= cost.weight_bytes <= 1.02 * (matrices + norms_and_rope)
 
 
+def test_of_experts_a_step_costs_those_that_a_row_chooses():
+    """tiny qwen3_moe: hidden 256, 2 of 8 experts of 256, 2 layers, 4 heads and 2 kv heads of 64, tied."""
+    cost = load("synthetic:qwen3_moe:tiny:q8_0", EngineOptions(max_num_seqs=2)).cost
+    attention, experts, router = 2 * 256 * 256 + 2 * 128 * 256, 2 * 3 * 256 * 256, 8 * 256
+    assert cost.row == Operations(int8=2 * 2 * (attention + experts), bf16=0, f32=2 * 2 * router)
+    read = (2 * (attention + experts) + 512 * 256) * 34 / 32 + 2 * 4 * router
+    assert read < cost.weight_bytes < 1.05 * read
+
+
 def test_quantised_weights_are_multiplied_in_int8_only_in_fast_numerics(tiny_gguf):
     model = str(tiny_gguf("llama", "Q8_0"))
     fast = load(model, EngineOptions(max_num_seqs=2)).cost

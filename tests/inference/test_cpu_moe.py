@@ -240,4 +240,4 @@ def test_hostile_params_are_refused(changes):
     block = params.pack()
     op = (3, [(64, HIDDEN)], [(64, HIDDEN)], weights, [(1, 3, block.payload)], None)
     with pytest.raises(InvalidInstructionBinding, match="moe"):
-        _native.make_program(_native.ThreadPool(1), "", True, (8, 1, 8, 8, 1), [op])
+        _native.make_program(_native.ThreadPool(1), "", "exact", (8, 1, 8, 8, 1), [op])

@@ -42,7 +42,7 @@ def test_a_shape_with_experts_has_the_parameters_of_its_model():
     assert sum(math.prod(info.shape) for info in tensors) == 30_532_122_624
     assert all(info.dtype == "f32" for info in tensors if "ffn_gate_inp" in info.name)
     active = sum(math.prod(info.shape) * (8 / 128 if len(info.shape) == 3 else 1) for info in tensors)
-    assert round(active / 1e9, 1) == 3.3
+    assert 3.3e9 < active < 3.4e9
 
 
 def test_one_type_is_for_every_matrix_and_norms_are_f32():
@@ -85,7 +85,9 @@ def test_a_model_can_be_described_without_its_weights():
     assert description.info.model == "synthetic:llama:8b:q8_0"
 
 
-@pytest.mark.parametrize("tiny", ["llama:tiny:q4_1", "llama:tiny:bf16", "mamba2:tiny:q8_0", "lfm2:tiny:q4_k"])
+@pytest.mark.parametrize(
+    "tiny", ["llama:tiny:q4_1", "llama:tiny:bf16", "qwen3_moe:tiny:q4_k", "mamba2:tiny:q8_0", "lfm2:tiny:q4_k"]
+)
 def test_the_file_written_of_it_is_the_same_model(tiny, tmp_path):
     model = f"synthetic:{tiny}"
     path = write_synthetic(model, tmp_path / "tiny.gguf")
