@@ -6,7 +6,7 @@ import pytest
 
 from treadle.errors import InvalidWeights
 from treadle.formats.tensors import dequantise, quantise
-from treadle.models.transforms import Form, Part, apply, arrange, outcome
+from treadle.models.transforms import FLOATS, Form, Part, apply, arrange, outcome
 from treadle.plan.ir import DType, Transform, TransformKind
 
 K = TransformKind
@@ -94,6 +94,17 @@ def test_joins(dtype):
     np.testing.assert_array_equal(found, stored(experts, dtype)[:, 2:5])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_parts_of_heads_join_turned(dtype):
+    """llama.cpp's split of kv_b_proj: each head's key part turned, its value part as it is."""
+    heads, above, below, cols = 3, 32, 16, 64
+    keys, below_rows = values(heads, cols, above), values(heads, below, cols, seed=1)
+    (part_found,) = apply(Transform(K.JOIN_TURNED_HEADS), [part(keys, dtype), part(below_rows, dtype)])
+    assert part_found.form == Form(dtype if dtype in FLOATS else DType.F32, (heads * (above + below), cols))
+    expected = np.concatenate([stored(keys, dtype).transpose(0, 2, 1), stored(below_rows, dtype)], axis=1)
+    np.testing.assert_array_equal(decoded(part_found), expected.reshape(-1, cols))
+
+
 def test_vectors_join_and_slice():
     a, b = values(5), values(5, seed=1)
     (joined,) = transformed(K.CONCAT_ROWS, (), [a, b], DType.F16)
@@ -144,6 +155,9 @@ def test_transforms_apply_in_order():
         (K.RESHAPE, (20, 16), [(10, 32)]),
         (K.TRANSPOSE, (), [(10, 32)]),
         (K.NEGATIVE_EXP, (), [(10, 32)]),
+        (K.JOIN_TURNED_HEADS, (), [(2, 32, 32)]),
+        (K.JOIN_TURNED_HEADS, (), [(2, 32, 32), (64, 32)]),
+        (K.JOIN_TURNED_HEADS, (), [(2, 32, 32), (2, 16, 64)]),
     ],
 )
 def test_what_does_not_apply_is_refused(kind, args, forms):
@@ -163,5 +177,6 @@ ANY_ARGS = {
 
 @pytest.mark.parametrize("kind", K)
 def test_every_kind_has_a_rule(kind):
-    shape = (1, 2, 32) if kind is K.SLICE_FIRST else (2, 32)
-    assert outcome(Transform(kind, ANY_ARGS.get(kind, (1,))), [Form(DType.F32, shape)])
+    form = Form(DType.F32, (2, 32))
+    forms = {K.SLICE_FIRST: [Form(DType.F32, (1, 2, 32))], K.JOIN_TURNED_HEADS: [Form(DType.F32, (1, 2, 2))] * 2}
+    assert outcome(Transform(kind, ANY_ARGS.get(kind, (1,))), forms.get(kind, [form]))

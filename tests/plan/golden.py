@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.plan.builder import decoder, model
-from tests.plan.zoo import zoo
+from tests.plan.zoo import joined, zoo
 
 from treadle.plan.codec import save
 from treadle.plan.dump import text
@@ -15,6 +15,7 @@ from treadle.plan.ir import ModelPlans, Stage
 
 PLANS: dict[str, Callable[[], ModelPlans]] = {
     "zoo": zoo,
+    "joined": joined,
     "decoder": lambda: model(prefill=decoder(Stage.PREFILL, 4), decode=decoder(layers=4)),
 }
 

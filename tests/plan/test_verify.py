@@ -16,7 +16,7 @@ from tests.plan.edits import (
     with_weight,
     without_register,
 )
-from tests.plan.zoo import encoder, mixers, scatter, vision, zoo
+from tests.plan.zoo import encoder, joined, mixers, scatter, vision, zoo
 
 from treadle.errors import InvalidPlan, InvalidRegisterSpec, InvalidStateDescriptorBinding
 from treadle.plan.ir import (
@@ -498,7 +498,7 @@ def test_the_zoo_is_well_formed_and_complete():
     verify(plans)
     used = {i.opcode for compiled in plans.stages() for i in compiled.plan.instructions}
     assert used == set(Opcode)
-    weights = [w for compiled in plans.stages() for w in compiled.weight_bindings]
+    weights = [w for p in (plans, joined()) for compiled in p.stages() for w in compiled.weight_bindings]
     transforms = {t.kind for w in weights for s in w.sources for t in s.transforms}
     generators = {w.generator.kind for w in weights if w.generator}
     assert transforms == set(TransformKind)

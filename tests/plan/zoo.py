@@ -184,6 +184,26 @@ def zoo() -> ModelPlans:
     return ModelPlans(FACTS, "5eed" * 16, "0.1.0", **stages, handoffs=handoffs)
 
 
+def joined() -> ModelPlans:
+    """Latent attention of which one container keeps the two parts of kv_b apart."""
+
+    def stage(stage: Stage) -> CompiledPlan:
+        b = Builder(stage)
+        x = b.op(EmbeddingParams(96), [b.input(DType.I32, Symbol.ROWS), None], hidden=HIDDEN)
+        x = b.op(MLAParams(4, 0, 16, 8, 4, 8, 0.3, 1e-6), [x], "q rope_inv_freq")
+        compiled = b.finish(b.op(LMHeadParams(96), [x]))
+        halves = Source(Container.GGUF, ("k_b", "v_b"), (Transform(TransformKind.JOIN_TURNED_HEADS),))
+        bindings = tuple(
+            msgspec.structs.replace(w, sources=(halves,)) if w.name.endswith(".kv_b") else w
+            for w in compiled.weight_bindings
+        )
+        assert bindings != compiled.weight_bindings
+        return msgspec.structs.replace(compiled, weight_bindings=bindings)
+
+    stages = {"prefill": stage(Stage.PREFILL), "decode": stage(Stage.DECODE)}
+    return ModelPlans(FACTS, "5eed" * 16, "0.1.0", **stages, handoffs=())
+
+
 SOURCES = (
     (("w",), ()),
     (("w",), (Transform(TransformKind.ROPE_ROWS_FROM_INTERLEAVED, (4,)),)),

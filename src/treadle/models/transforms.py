@@ -7,13 +7,13 @@ rows do. Every transform says first what shape and type come out (`outcome`), th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import InvalidWeights, UnsupportedModel
-from treadle.formats.tensors import BLOCK_SIZES, PLAIN_DTYPES, plain_array
+from treadle.formats.tensors import BLOCK_SIZES, PLAIN_DTYPES, dequantise, plain_array
 from treadle.plan.ir import DType, Transform, TransformKind
 
 Bytes = NDArray[np.uint8]
@@ -206,6 +206,32 @@ def _transpose(args: Args, parts: list[Part]) -> list[Bytes]:
     return [data.swapaxes(-3, -2) for data in split]
 
 
+def _joined_heads(args: Args, forms: list[Form]) -> list[Form]:
+    _need(
+        [len(form.shape) for form in forms] == [3, 3]
+        and forms[0].dtype == forms[1].dtype
+        and (forms[0].shape[0], forms[0].shape[1]) == (forms[1].shape[0], forms[1].shape[2]),
+        f"{forms} are not two parts of heads",
+    )
+    (heads, cols, above), below = forms[0].shape, forms[1].shape[1]
+    dtype = forms[0].dtype if forms[0].dtype in FLOATS else DType.F32
+    return [Form(dtype, (heads * (above + below), cols))]
+
+
+def _join_heads(args: Args, parts: list[Part]) -> list[Bytes]:
+    turned, straight = (_elements(part) for part in parts)
+    return [np.concatenate([turned.swapaxes(1, 2), straight], axis=1).view(np.uint8)]
+
+
+def _elements(part: Part) -> NDArray[Any]:
+    """In the part's shape: integers as wide as the elements of a float type, values of a quantised one."""
+    raw = np.ascontiguousarray(part.data).reshape(-1)
+    if part.form.dtype not in FLOATS:
+        return dequantise(raw, part.form.dtype.name.lower(), part.form.shape)
+    width = BLOCK_SIZES[part.form.dtype.name.lower()][1]
+    return raw.view(f"u{width}").reshape(part.form.shape)
+
+
 def _as_f32(args: Args, forms: list[Form]) -> list[Form]:
     for form in forms:
         _need(form.dtype in FLOATS, f"cannot compute with {form.dtype.name.lower()}")
@@ -242,4 +268,5 @@ _RULES: Final[Mapping[TransformKind, Rule]] = {
     TransformKind.NEGATIVE_EXP: Rule(_as_f32, _negative_exp),
     TransformKind.ADD_CONSTANT: Rule(_as_f32, _add_constant),
     TransformKind.STRIDE_ROWS: Rule(_strided, _stride),
+    TransformKind.JOIN_TURNED_HEADS: Rule(_joined_heads, _join_heads),
 }

@@ -134,6 +134,9 @@ class TransformKind(IntEnum):
     REGROUP_HEAD_ROWS = 11
     """args (heads, size...): rows lie head by head, each head's in parts of these sizes; they come out part by
     part, each with all heads (fused projections, cut up by SLICE_ROWS afterwards)."""
+    JOIN_TURNED_HEADS = 12
+    """Two tensors [heads, cols, n] and [heads, m, cols] become rows [heads * (n + m), cols]: of each head, the first
+    one's columns above the second one's rows. Blocks cannot be turned: quantised tensors become f32."""
 
 
 class GeneratorKind(IntEnum):

@@ -107,6 +107,31 @@ def attention(
     return mixed.transpose(1, 0, 2)
 
 
+def latent_attention(
+    q: F32,
+    q_rope: F32,
+    latents: F32,
+    k_rope: F32,
+    kv_b: F32,
+    q_positions: I32,
+    k_positions: I32,
+    scale: float,
+    causal: bool = True,
+) -> F32:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, equations 9 to 19) -> [rows, heads, v_head_dim].
+
+    q [rows, heads, nope], q_rope [rows, heads, rope], latents [keys, kv_lora] (normalised), k_rope [keys, rope], the
+    rope parts already turned; kv_b [heads * (nope + v_head_dim), kv_lora] makes each head's key and value of a latent.
+    Every head's key ends with the one rotated part that all share.
+    """
+    heads, nope = q.shape[1:]
+    expanded = linear(latents, kv_b).reshape(len(latents), heads, -1)
+    shared = np.broadcast_to(k_rope[:, None, :], (len(latents), heads, k_rope.shape[-1]))
+    k = np.concatenate([expanded[..., :nope], shared], axis=-1)
+    v = expanded[..., nope:]
+    return attention(np.concatenate([q, q_rope], axis=-1), k, v, q_positions, k_positions, scale, causal)
+
+
 def gate_output(attended: F32, x: F32, gate: F32) -> F32:
     """attended [rows, o_dim] * sigmoid(x [rows, hidden] @ gate [o_dim, hidden]^T) (Qiu et al., arXiv:2505.06708)."""
     return attended * sigmoid(linear(x, gate))

@@ -18,6 +18,8 @@ from treadle.inference.backends import reference_mlp as mlp
 from treadle.inference.backends import reference_pool as pool
 from treadle.inference.backends.base import F32, Bytes, LinkRequest
 from treadle.inference.backends.reference_bound import I32, NUMPY, Adapter, Bound, Register, Step
+from treadle.inference.backends.reference_latent import mla_attention
+from treadle.inference.backends.reference_pages import with_past
 from treadle.inference.certificates import code_hash
 from treadle.inference.edits import RowEdits
 from treadle.inference.memory import aligned
@@ -37,7 +39,6 @@ from treadle.plan.ir import (
 )
 from treadle.plan.ops import OPS
 from treadle.plan.params import (
-    KV_BLOCK,
     AttentionParams,
     EmbeddingParams,
     LayerNormParams,
@@ -94,7 +95,7 @@ def _attention(op: Bound, step: Step) -> F32:
     start = 0
     for slot, count in enumerate(step.context.query_lens.tolist()):
         rows = slice(start, start + count)
-        keys, values = _with_past(op, step, slot, k[rows], v[rows])
+        keys, values = with_past(op, step, slot, params.kv_dtype, (k[rows], v[rows]))
         mixed[rows] = ops.attention(
             q[rows],
             keys,
@@ -132,42 +133,6 @@ def _head_norm(y: F32, params: AttentionParams, gain: F32 | None, heads: int) ->
     return y.reshape(shape)
 
 
-def _with_past(op: Bound, step: Step, index: int, k: F32, v: F32) -> tuple[F32, F32]:
-    """Writes a slot's new keys and values to its pages; returns all of the slot's, [tokens, kv_heads, dim].
-
-    A page holds K [page_tokens, kv_heads, head_dim], then V [page_tokens, kv_heads, v_head_dim]; in q8_0 blocks of 32
-    of the last axis.
-    """
-    if op.state is None:
-        step.check_whole(op)
-        return k, v
-    context, params, tokens = step.context, cast(AttentionParams, op.params), op.page_tokens
-    dtype: np.dtype[np.generic]
-    if params.kv_dtype == DType.Q8_0:
-        dtype, per_block = ops.BLOCK_Q8_0, KV_BLOCK
-        k, v = cast(F32, ops.to_q8_0(k)), cast(F32, ops.to_q8_0(v))
-    else:
-        dtype, per_block = NUMPY[DType(params.kv_dtype)], 1
-    begin, end = int(context.positions[index]), int(context.seq_lens[index])
-    key_dim, value_dim = params.head_dim // per_block, params.v_head_dim // per_block
-    cut = tokens * params.num_kv_heads * key_dim
-    keys, values = [], []
-    for p in range(-(-end // tokens)):
-        page = op.state.page(int(context.page_table[index, p])).view(dtype)
-        page_k = page[:cut].reshape(tokens, params.num_kv_heads, key_dim)
-        page_v = page[cut:].reshape(tokens, params.num_kv_heads, value_dim)
-        first, last = max(begin, p * tokens), min(end, (p + 1) * tokens)
-        if first < last:
-            page_k[first - p * tokens : last - p * tokens] = k[first - begin : last - begin]
-            page_v[first - p * tokens : last - p * tokens] = v[first - begin : last - begin]
-        keys.append(page_k)
-        values.append(page_v)
-    kept_k, kept_v = np.concatenate(keys)[:end], np.concatenate(values)[:end]
-    if params.kv_dtype == DType.Q8_0:
-        return ops.from_q8_0(kept_k), ops.from_q8_0(kept_v)
-    return kept_k.astype(np.float32), kept_v.astype(np.float32)
-
-
 _WEIGHTS: Final = frozenset(DType) - {DType.I8, DType.U8, DType.I32, DType.I64}
 _NATIVE: Final = AdapterCapability(dtypes=_WEIGHTS)
 _PER_SLOT: Final = AdapterCapability(dtypes=_WEIGHTS, batch=BatchSupport.PER_SLOT)
@@ -179,6 +144,7 @@ TABLE: Final[AdapterTable[Adapter]] = AdapterTable(
         Opcode.RMSNORM: (_rmsnorm, _NATIVE),
         Opcode.LAYERNORM: (_layernorm, _NATIVE),
         Opcode.MULTIHEAD_ATTENTION: (_attention, _PER_SLOT),
+        Opcode.MLA_ATTENTION: (mla_attention, _PER_SLOT),
         Opcode.SWIGLU: (mlp.swiglu, _NATIVE),
         Opcode.MOE: (mlp.moe, _NATIVE),
         Opcode.MAMBA_MIXER: (mixers.mamba, _PER_SLOT),
@@ -195,6 +161,7 @@ CLAIMED: Final = frozenset(
         Opcode.RMSNORM,
         Opcode.LAYERNORM,
         Opcode.MULTIHEAD_ATTENTION,
+        Opcode.MLA_ATTENTION,
         Opcode.SWIGLU,
         Opcode.MOE,
         Opcode.MAMBA_MIXER,

@@ -39,9 +39,11 @@ TRANSFORM_ARGS: Final[Mapping[TransformKind, tuple[int, int]]] = {
     TransformKind.ADD_CONSTANT: (1, 1),
     TransformKind.STRIDE_ROWS: (2, 2),
     TransformKind.REGROUP_HEAD_ROWS: (3, 16),
+    TransformKind.JOIN_TURNED_HEADS: (0, 0),
 }
 """(fewest, most) arguments."""
 
+_JOINS: Final = {TransformKind.CONCAT_ROWS, TransformKind.STACK, TransformKind.JOIN_TURNED_HEADS}
 _SLICES: Final = {TransformKind.SLICE_ROWS, TransformKind.SLICE_FIRST, TransformKind.SLICE_HEAD_ROWS}
 
 GENERATOR_ARGS: Final[Mapping[GeneratorKind, tuple[int, int]]] = {
@@ -161,7 +163,7 @@ def _transforms(s: Subject) -> Iterator[str]:
         for source in binding.sources:
             if len(source.transforms) > MAX_TRANSFORMS:
                 yield f"weight {clip(binding.name)}: {len(source.transforms)} transforms; at most {MAX_TRANSFORMS}"
-            joins = sum(t.kind in (TransformKind.CONCAT_ROWS, TransformKind.STACK) for t in source.transforms)
+            joins = sum(t.kind in _JOINS for t in source.transforms)
             if len(source.tensors) > 1 and joins != 1:
                 yield f"weight {clip(binding.name)}: {len(source.tensors)} tensors, {joins} transforms that join them"
             for transform in source.transforms[:MAX_TRANSFORMS]:
