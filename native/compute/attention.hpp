@@ -28,7 +28,7 @@ struct HeadLayout {
     int64_t key_scales, values, value_scales, total;
 
     [[gnu::always_inline]] explicit constexpr HeadLayout(const KvLayout& kv) {
-        const int64_t keys = kv.page_len * kv.key_dim, width = kv.page_len * kv.value_dim;
+        const int64_t keys = kv.page_len * kv.key_dim, width = kv.shared ? 0 : kv.page_len * kv.value_dim;
         key_scales = kv_element_bytes(kv.type, keys);
         values = key_scales + kv_scale_bytes(kv.type, keys);
         value_scales = values + kv_element_bytes(kv.type, width);

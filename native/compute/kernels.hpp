@@ -51,6 +51,8 @@ struct PackedMatrix {
     int64_t strips() const { return (rows + kStripRows - 1) / kStripRows; }
 };
 
+inline constexpr int64_t kMostTransposed = 512;  // matrix rows that matmul_transposed takes
+
 bool packable(DType type,
               int64_t cols);  // is there a packed form (type known, cols a multiple of its block)?
 bool is_float(DType type);    // f32, f16, bf16: matmul_i8 does not take these
@@ -89,7 +91,8 @@ struct KvLayout {
     int64_t heads;  // key/value heads
     int64_t key_dim;
     int64_t value_dim;
-    int64_t page_len;  // positions in a page: 16, 32 or 64
+    int64_t page_len;     // positions in a page: 16, 32 or 64
+    bool shared = false;  // values are the first value_dim elements of the keys; pages hold the keys alone
 };
 
 // Can keys and values of these widths be kept so? q8_0 takes multiples of 32.
@@ -198,6 +201,10 @@ struct Kernels {
     // dequantised exactly to f32, then rounded as rows are (bf16 weights are taken as they are). scratch: as above.
     void (*matmul_bf16)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
                         int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+    // y[row, k] = sum_n x[row, n] * w[n, k] over all matrix rows n, weights dequantised exactly. w.rows is a multiple of
+    // kStripRows, at most kMostTransposed. Rows 16 apart make a chain of fmas; the 16 chains are added in halves.
+    void (*matmul_transposed)(const PackedMatrix& w, const float* x, int64_t ldx, int64_t rows, float* y,
+                              int64_t ldy, std::byte* scratch);
     // Row `row` of the matrix, dequantised exactly, to dst[cols].
     void (*unpack_row)(const PackedMatrix& w, int64_t row, float* dst);
 
@@ -232,7 +239,8 @@ struct Kernels {
     // How many columns lie before `col` when they are ordered by value, largest first, equals by column.
     int64_t (*rank)(const float* x, int64_t col, int64_t n);
 
-    // Writes one position of kv heads [head0, head1). k [kv.heads, key_dim], v [kv.heads, value_dim]: the whole row.
+    // Writes one position of kv heads [head0, head1). k [kv.heads, key_dim], v [kv.heads, value_dim]: the whole row; v is
+    // not read where values are shared.
     void (*kv_write)(const KvLayout& kv, std::byte* page, int64_t position_in_page, int64_t head0,
                      int64_t head1, const float* k, const float* v);
 

@@ -34,6 +34,7 @@ enum class Opcode : uint8_t {
     shortconv_block = 132,  // norm -> shortconv -> residual_add
     mamba_block = 133,      // norm -> mamba_mixer -> residual_add
     delta_block = 134,      // norm -> gated_delta_net -> residual_add
+    latent_block = 135,     // norm -> mla_attention -> residual_add
 };
 
 enum class ActivationKind : uint32_t {

@@ -28,6 +28,8 @@ constexpr Opcode kClaimed[] = {
     Opcode::shortconv_block,
     Opcode::mamba_block,
     Opcode::delta_block,
+    Opcode::mla_attention,
+    Opcode::latent_block,
 };
 
 constexpr std::array<Adapter, 256> make_table() {
@@ -40,6 +42,7 @@ constexpr std::array<Adapter, 256> make_table() {
     set(Opcode::layernorm, {bind_norm_op, 1, 1, 1, 2, 1});
     set(Opcode::residual_add, {bind_residual_add, 2, 2, 1, 0, 1});
     set(Opcode::multihead_attention, {bind_attention, 1, 1, 1, 14, 1});
+    set(Opcode::mla_attention, {bind_latent_attention, 1, 1, 1, 12, 1});
     set(Opcode::swiglu, {bind_mlp, 1, 1, 1, 6, 1});
     set(Opcode::moe, {bind_moe, 1, 1, 1, 13, 1});
     set(Opcode::lm_head, {bind_lm_head, 1, 1, 1, 2, 1});
@@ -51,6 +54,7 @@ constexpr std::array<Adapter, 256> make_table() {
     set(Opcode::mamba_block, {bind_mamba, 2, 2, 1, 17, 3});
     set(Opcode::delta_block, {bind_delta_net, 2, 2, 1, 12, 3});
     set(Opcode::attention_block, {bind_attention, 2, 2, 1, 16, 3});
+    set(Opcode::latent_block, {bind_latent_attention, 2, 2, 1, 14, 3});
     set(Opcode::mlp_block, {bind_mlp, 2, 2, 1, 8, 3});
     set(Opcode::moe_block, {bind_moe, 2, 2, 1, 15, 3});
     set(Opcode::norm_lm_head, {bind_lm_head, 1, 1, 1, 4, 2});

@@ -25,6 +25,7 @@ std::unique_ptr<Op> bind_embedding(const Instruction&, const BindContext&, RopeT
 std::unique_ptr<Op> bind_norm_op(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_residual_add(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_attention(const Instruction&, const BindContext&, RopeTables&);
+std::unique_ptr<Op> bind_latent_attention(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_mlp(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_moe(const Instruction&, const BindContext&, RopeTables&);
 std::unique_ptr<Op> bind_pool(const Instruction&, const BindContext&, RopeTables&);

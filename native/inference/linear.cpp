@@ -126,6 +126,22 @@ ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int
     return ready(fill(x, ldx, {&all, 1}, gather, worker, carve(team, own)), x, ldx, all, 0);
 }
 
+ReadyRows RowInput::prepare_alone(const float* x, int64_t ldx, int64_t rows, const Kernels& kernels,
+                                  std::byte* scratch) const {
+    Carver own(scratch);
+    const RowGroup all{0, rows};
+    const Forms forms = take(own, max_rows_, 1);
+    make(x, ldx, {0, rows}, {&all, 1}, nullptr, kernels, forms, own.take<float>(norm_.present ? cols_ : 0));
+    return ready(forms, x, ldx, all, 0);
+}
+
+int64_t RowInput::alone_bytes() const {
+    Carver own(nullptr);
+    take(own, max_rows_, 1);
+    own.take<float>(norm_.present ? cols_ : 0);
+    return own.used();
+}
+
 RowInput::Grouped RowInput::prepare_groups(const float* x, int64_t ldx, int64_t source_rows,
                                            std::span<const RowGroup> groups, const int32_t* gather,
                                            Worker& worker, std::byte* shared, std::byte* scratch) const {

@@ -66,6 +66,11 @@ class RowInput {
     ReadyRows prepare(const float* x, int64_t ldx, int64_t rows, const int32_t* gather, Worker& worker,
                       std::byte* shared, std::byte* scratch) const;
 
+    // The same by one thread, for itself, in a scratch of alone_bytes().
+    ReadyRows prepare_alone(const float* x, int64_t ldx, int64_t rows, const Kernels& kernels,
+                            std::byte* scratch) const;
+    int64_t alone_bytes() const;
+
     // Rows that are cut into groups.
     class Grouped {
       public:

@@ -122,6 +122,22 @@ struct Step {
     int64_t longest_sequence = 0;           // most positions of one slot after the step
 };
 
+// Throws StepError where a slot lacks a page of the state for one of its positions.
+inline void check_pages(const Step& step, const State& state, const contract::StepLimits& limits) {
+    for (int64_t i = 0; i < step.batch; ++i) {
+        const int64_t length = step.positions[i] + step.query_lens[i];
+        const int64_t used = (length + state.page_tokens - 1) / state.page_tokens;
+        bool ok = used <= step.pages;
+        for (int64_t p = 0; ok && p < used; ++p) {
+            const int32_t page = step.page_table[i * step.pages + p];
+            ok = page >= 0 && page < limits.state_pages;
+        }
+        if (!ok)
+            throw StepError("page table: slot " + std::to_string(i) + " lacks a page for its " +
+                            std::to_string(length) + " positions");
+    }
+}
+
 // One thread of the team inside one step.
 struct Worker {
     const Kernels& kernels;

@@ -52,6 +52,9 @@ Setup make(Attention a, int64_t length, int64_t rows, uint64_t seed) {
     s.q = random.normals(rows * a.heads * kv.key_dim);
     s.k = random.normals(length * kv.heads * kv.key_dim);
     s.v = random.normals(length * kv.heads * kv.value_dim);
+    if (kv.shared)
+        for (int64_t row = 0; row < length * kv.heads; ++row)
+            std::copy_n(s.k.begin() + row * kv.key_dim, kv.value_dim, s.v.begin() + row * kv.value_dim);
     s.sinks = random.normals(a.heads, 2.0f);
     for (int64_t h = 0; h < a.heads; ++h) s.slopes.push_back(-0.05f * static_cast<float>(h + 1));
     const int64_t count = (length + kv.page_len - 1) / kv.page_len;
@@ -67,7 +70,7 @@ void write_keys(Setup& s, const Kernels& kernels) {
         std::byte* page = s.arena.data() + s.pages[static_cast<size_t>(j / kv.page_len)] * s.page_bytes;
         for (int64_t h = 0; h < kv.heads; ++h)  // head by head, as several threads would
             kernels.kv_write(kv, page, j % kv.page_len, h, h + 1, s.k.data() + j * kv.heads * kv.key_dim,
-                             s.v.data() + j * kv.heads * kv.value_dim);
+                             kv.shared ? nullptr : s.v.data() + j * kv.heads * kv.value_dim);
     }
 }
 
@@ -235,7 +238,11 @@ int main() {
         test({{type, 3, 64, 64, 64}, 9, 0.125f}, 65, 65, t + " 9 heads of 3");
         test({{type, 2, 96, 64, 32}, 4, 0.1f}, 300, 40, t + " dims 96 and 64, page 32");
         test({{type, 1, 128, 32, 16}, 5, 0.1f}, 280, 30, t + " dims 128 and 32, page 16");
+        test({{type, 1, 96, 64, 64, true}, 8, 0.1f}, 530, 24, t + " shared, dims 96 and 64");
+        test({{type, 1, 160, 128, 16, true}, 3, 0.1f}, 75, 40, t + " shared, dims 160 and 128, page 16");
+        test({{type, 2, 64, 64, 32, true}, 4, 0.1f}, 289, 33, t + " shared, dims 64 and 64, page 32");
         if (type == DType::q8_0) continue;
+        test({{type, 1, 45, 40, 16, true}, 2, 0.1f}, 75, 40, t + " shared, dims 45 and 40");
         test({{type, 2, 80, 112, 32}, 4, 0.1f}, 100, 40, t + " dims 80 and 112, page 32");
         test({{type, 1, 40, 24, 64}, 2, 0.1f}, 100, 40, t + " dims 40 and 24");
         test({{type, 1, 45, 71, 16}, 2, 0.1f}, 75, 40, t + " dims 45 and 71");

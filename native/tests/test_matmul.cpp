@@ -283,6 +283,44 @@ void test_unpack_row(DType type) {
         }
 }
 
+// Against double sums over file rows, and bit for bit against plain.
+void test_transposed(DType type, int64_t matrix_rows, int64_t cols) {
+    const std::string name = "transposed type " + std::to_string(static_cast<int>(type)) + " ";
+    const FileMatrix m = make_file(type, matrix_rows, cols, 11);
+    const Packed w(m);
+    for (const int64_t rows : {1, 2, 7}) {
+        Random random(static_cast<uint64_t>(rows));
+        const int64_t ldx = matrix_rows + 3, ldy = cols + 5;
+        const std::vector<float> x = random.normals(rows * ldx + 1);
+        const auto multiplied = [&](const Kernels& k) {
+            Buffer scratch(k.matmul_scratch_bytes());
+            Product y(static_cast<size_t>(rows * ldy + 1), kUntouched);
+            k.matmul_transposed(w.matrix, x.data() + 1, ldx, rows, y.data() + 1, ldy, scratch.data());
+            return y;
+        };
+        const Product plain = multiplied(*kernels_for("plain"));
+        for (const Kernels* k : supported_kernels())
+            check(same_bits(multiplied(*k), plain), name + k->name + " is not plain's");
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = 0; c < ldy; ++c) {
+                const float got = plain[static_cast<size_t>(1 + r * ldy + c)];
+                if (c >= cols) {
+                    check(got == kUntouched, name + "writes past a row");
+                    continue;
+                }
+                double want = 0, norm = 1e-6;
+                for (int64_t n = 0; n < matrix_rows; ++n) {
+                    const double product = m.values[static_cast<size_t>(n * cols + c)] *
+                                           static_cast<double>(x[static_cast<size_t>(1 + r * ldx + n)]);
+                    want += product;
+                    norm += std::fabs(product);
+                }
+                check(std::fabs(got - want) <= 1e-6 * norm,
+                      name + std::to_string(r) + " " + std::to_string(c));
+            }
+    }
+}
+
 // Bytes of any content pack and unpack within their buffers (the sanitizers watch), and alike on every ISA.
 void test_any_bytes(DType type) {
     Random random(5);
@@ -326,17 +364,20 @@ int main() {
     };
     for (const DType type : kFloats) {
         narrow(type);
+        for (const int64_t cols : {7, 64, 101}) test_transposed(type, 48, cols);
         for (const int64_t cols : {1, 7, 33, 101}) test_product(type, 19, cols, {1, 2, 9, 18});
         test_unpack_row(type);
     }
     for (const DType type : kBlocksOf32) {
         narrow(type);
+        test_transposed(type, 128, 96);
         blocks(type);
         check(!packable(type, 33) && packable(type, 96), "packable by 32");
     }
     for (const DType type : kBlocksOf256) {
         test_product(type, 37, 256, every);
         test_product(type, 1, 512, {1, 3});
+        test_transposed(type, 16, 512);
         test_product(type, 112, 768, {1, 8, 17, 50});  // more blocks than a panel holds
         blocks(type);
         check(!packable(type, 96) && packable(type, 512), "packable by 256");

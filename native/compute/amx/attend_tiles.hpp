@@ -88,6 +88,36 @@ TREADLE_INLINE void pair_values(const Work& w, int64_t base, Range range, uint16
         }
 }
 
+// The same of shared values: two groups of keys at a time, whose lines hold pairs of positions already.
+TREADLE_INLINE void pair_shared_values(const Work& w, int64_t base, Range range, uint16_t* to) {
+    const int64_t positions = round_up(range.end - range.first, kBlock), dim = w.a.kv.key_dim;
+    const auto keys_of = [&](int64_t i) -> const uint16_t* {  // null past the last visible position
+        if (i >= range.end) return nullptr;
+        return reinterpret_cast<const uint16_t*>(w.pages.at(base + i)) + (base + i) % w.a.kv.page_len * dim;
+    };
+    const auto line = [](const uint16_t* keys, int64_t d) {
+        if (keys == nullptr) return _mm256_setzero_si256();
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + d * 16));
+    };
+    for (int64_t j = 0; j < positions; j += kBlock) {
+        const int64_t i = range.first + j;
+        const uint16_t *first = keys_of(i), *second = keys_of(i + 16);
+        for (int64_t d = 0; d < w.width; d += 16) {
+            F lines[16];
+            for (int k = 0; k < 16; ++k)
+                lines[k] = _mm512_castsi512_ps(
+                    _mm512_inserti64x4(_mm512_castsi256_si512(line(first, d + k)), line(second, d + k), 1));
+            transpose(lines);
+            for (int pair = 0; pair < 16; ++pair) {
+                __m512i values = _mm512_castps_si512(lines[pair]);
+                const int64_t left = range.end - i - 2 * pair;
+                if (left < 2) values = _mm512_and_si512(values, _mm512_set1_epi32(left == 1 ? 0xffff : 0));
+                _mm512_storeu_si512(to + d * positions + (j + 2 * pair) * 16, values);
+            }
+        }
+    }
+}
+
 // Weights go where the scores were, as bf16.
 struct NarrowWeights {
     uint16_t* row;
@@ -126,7 +156,8 @@ void run_split_on_tiles(const Work& w, int64_t base, Range seen) {
         float* scores = w.scores + row * kScoreStride;
         soften_row<Chain>(w, row, base, NarrowWeights{reinterpret_cast<uint16_t*>(scores)});
     }
-    pair_values(w, base, all, pairs);
+    if (w.a.kv.shared) pair_shared_values(w, base, all, pairs);
+    else pair_values(w, base, all, pairs);
     const int64_t group = round_up(all.end - all.first, kBlock) * 16 * 2;  // bytes of 16 dimensions
     row_blocks([&](int64_t row, Range blocks) {
         const auto* weights = reinterpret_cast<const uint16_t*>(w.scores + row * kScoreStride) + blocks.first;

@@ -143,7 +143,7 @@ void add_positions(const Work& w, int64_t base, Range unit) {
     const int64_t dim = kv.value_dim, position = base + unit.first, count = unit.end - unit.first;
     // Blocks of bf16 values are taken whole: what is not visible must be zero.
     const bool whole = !Chain::kPairs || count % kBlock == 0;
-    if (!reads_pages(w) || dim % 16 != 0 || !whole) {
+    if (kv.shared || !reads_pages(w) || dim % 16 != 0 || !whole) {
         widen_values(w.pages, position, count, w.width, w.unit);
         if constexpr (Chain::kPairs)
             for (int64_t i = count * w.width; i < round_up(count, kBlock) * w.width; i += kLanes)

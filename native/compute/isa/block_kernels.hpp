@@ -28,6 +28,8 @@ template <class Format>
 inline constexpr BlockKernels kKernelsOf{matmul_format<Format>, widen_blocks<Format>,
                                          unpack_block_row<Format>};
 
+const BlockKernels& block_kernels(DType type);
+
 extern const BlockKernels kKernelsQ4_0, kKernelsQ4_1, kKernelsQ5_0, kKernelsQ5_1, kKernelsQ8_0;
 extern const BlockKernels kKernelsQ2_K, kKernelsQ3_K, kKernelsQ4_K, kKernelsQ5_K, kKernelsQ6_K;
 extern const BlockKernels kKernelsIQ4_NL, kKernelsIQ4_XS, kKernelsMXFP4;

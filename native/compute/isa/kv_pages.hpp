@@ -121,8 +121,47 @@ TREADLE_INLINE void widen_keys(const HeadPages& p, int64_t base, int64_t count, 
     });
 }
 
-// Values of positions [base, base + count): [count][width], width = value_dim rounded up to 16.
+// Shared values of 16 positions, [16][width], out of their keys: load(d, part) is dimension d of kLanes positions.
+template <class Load>
+TREADLE_INLINE void turn_key_group(int64_t dim, int64_t width, float* to, Load load_key) {
+    for (int64_t d = 0; d < width; d += kLanes)
+        for (int part = 0; part < kParts; ++part) {
+            F lines[kLanes];
+            for (int i = 0; i < kLanes; ++i) lines[i] = d + i < dim ? load_key(d + i, part) : zero();
+            transpose(lines);
+            for (int i = 0; i < kLanes; ++i) store(to + (part * kLanes + i) * width + d, lines[i]);
+        }
+}
+
+TREADLE_INLINE void widen_shared_values(const HeadPages& p, int64_t base, int64_t count, int64_t width,
+                                        float* to) {
+    for (int64_t i = 0; i < count; i += 16) {
+        const std::byte* page = p.at(base + i);
+        const int64_t within = (base + i) % p.kv.page_len;
+        if (p.kv.type == DType::q8_0) {
+            const auto* keys = reinterpret_cast<const int8_t*>(page) + within * p.kv.key_dim;
+            const auto* scales = reinterpret_cast<const uint16_t*>(page + p.layout.key_scales) +
+                                 within * (p.kv.key_dim / kBlock);
+            turn_key_group(p.kv.value_dim, width, to + i * width, [&](int64_t d, int part) {
+                return mul(load_i8(keys + d * 16 + part * kLanes),
+                           load_f16(scales + d / kBlock * 16 + part * kLanes));
+            });
+            continue;
+        }
+        with_element(p.kv.type, [&](auto element) {
+            using Element = decltype(element);
+            const auto* keys =
+                reinterpret_cast<const typename Element::Stored*>(page) + within * p.kv.key_dim;
+            turn_key_group(p.kv.value_dim, width, to + i * width,
+                           [&](int64_t d, int part) { return Element::load(keys + d * 16 + part * kLanes); });
+        });
+    }
+}
+
+// Values of positions [base, base + count): [count][width], width = value_dim rounded up to 16. Shared ones fill whole
+// groups of 16 positions, from a base that is a multiple of 16.
 TREADLE_INLINE void widen_values(const HeadPages& p, int64_t base, int64_t count, int64_t width, float* to) {
+    if (p.kv.shared) return widen_shared_values(p, base, count, width, to);
     if (p.kv.type == DType::q8_0) {
         for (int64_t j = 0; j < count; ++j) widen_value_row_q8_0(p, base + j, to + j * width);
         return;

@@ -43,7 +43,7 @@ template <class Stored, class Store>
 TREADLE_INLINE void write_head(const KvLayout& kv, const Place& to, const float* k, const float* v,
                                Store put) {
     write_key(k, kv.key_dim, reinterpret_cast<Stored*>(to.keys), put);
-    convert(v, kv.value_dim, reinterpret_cast<Stored*>(to.values), put);
+    if (!kv.shared) convert(v, kv.value_dim, reinterpret_cast<Stored*>(to.values), put);
 }
 
 // Quants of 32 elements; returns their scale in f16. Quants stay within 127 whatever x holds.
@@ -69,6 +69,7 @@ TREADLE_INLINE void write_head_q8_0(const KvLayout& kv, const Place& to, const f
         key_scales[b * 16] = quantise_32(k + b * kBlock, quants);
         for (int64_t i = 0; i < kBlock; ++i) keys[(b * kBlock + i) * 16] = quants[i];
     }
+    if (kv.shared) return;
     for (int64_t b = 0; b < kv.value_dim / kBlock; ++b)
         value_scales[b] = quantise_32(v + b * kBlock, values + b * kBlock);
 }
@@ -86,7 +87,7 @@ void kv_write(const KvLayout& kv, std::byte* page, int64_t position_in_page, int
                        head + layout.key_scales + (group * (kv.key_dim / kBlock) + lane) * 2,
                        head + layout.values + bytes(position_in_page * kv.value_dim),
                        head + layout.value_scales + position_in_page * (kv.value_dim / kBlock) * 2};
-        const float *key = k + h * kv.key_dim, *value = v + h * kv.value_dim;
+        const float *key = k + h * kv.key_dim, *value = kv.shared ? nullptr : v + h * kv.value_dim;
         switch (kv.type) {
             case DType::f32:
                 write_head<float>(kv, to, key, value, [](float* p, F x) { store(p, x); });

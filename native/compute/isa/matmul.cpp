@@ -65,7 +65,8 @@ void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t r
 int64_t matmul_scratch_bytes(int64_t cols) {
     constexpr int64_t kInt8 = kUnpackedBytes + kChunkRows * kDotVectors * kLanes * 4;
     constexpr int64_t kFloat = kWidenedBytes + kChunkRows * kFloatStrips * kStripRows * 4;
-    return most(most(kInt8, kFloat), bf16_scratch_bytes(cols));
+    constexpr int64_t kTransposed = kMostTransposed * kBlock * 4;
+    return most(most(kTransposed, most(kInt8, kFloat)), bf16_scratch_bytes(cols));
 }
 
 const BlockKernels& block_kernels(DType type) {

@@ -184,6 +184,24 @@ TREADLE_INLINE float fold_max(F a) {
     return _mm_cvtss_f32(_mm_max_ps(d, _mm_movehdup_ps(d)));
 }
 
+// Lane j of vector i changes places with lane i of vector j.
+TREADLE_INLINE void transpose(F (&r)[kLanes]) {
+    F q[8];
+    for (int i = 0; i < 8; i += 4) {
+        const F a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
+        const F c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+        const auto wide = [](F x) { return _mm256_castps_pd(x); };
+        q[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(wide(a), wide(c)));
+        q[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(wide(a), wide(c)));
+        q[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(wide(b), wide(d)));
+        q[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(wide(b), wide(d)));
+    }
+    for (int j = 0; j < 4; ++j) {
+        r[j] = _mm256_permute2f128_ps(q[j], q[j + 4], 0x20);
+        r[j + 4] = _mm256_permute2f128_ps(q[j], q[j + 4], 0x31);
+    }
+}
+
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 // Into the first cache.

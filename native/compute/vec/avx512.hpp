@@ -179,6 +179,30 @@ struct Largest {
 TREADLE_INLINE float fold_add(F a) { return fold(a, Sum()); }
 TREADLE_INLINE float fold_max(F a) { return fold(a, Largest()); }
 
+// Lane j of vector i changes places with lane i of vector j.
+TREADLE_INLINE void transpose(F (&r)[kLanes]) {
+    F q[16];
+    for (int i = 0; i < 16; i += 4) {
+        const F a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        const F c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+        const auto wide = [](F x) { return _mm512_castps_pd(x); };
+        q[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(wide(a), wide(c)));
+        q[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(wide(a), wide(c)));
+        q[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(wide(b), wide(d)));
+        q[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(wide(b), wide(d)));
+    }
+    for (int j = 0; j < 4; ++j) {  // quarters of q[j], q[j + 4], q[j + 8], q[j + 12]
+        const F a = _mm512_shuffle_f32x4(q[j], q[j + 4], 0x88),
+                b = _mm512_shuffle_f32x4(q[j], q[j + 4], 0xdd);
+        const F c = _mm512_shuffle_f32x4(q[j + 8], q[j + 12], 0x88);
+        const F d = _mm512_shuffle_f32x4(q[j + 8], q[j + 12], 0xdd);
+        r[j] = _mm512_shuffle_f32x4(a, c, 0x88);
+        r[j + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+        r[j + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[j + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
+
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 // Into the first cache.

@@ -184,6 +184,17 @@ TREADLE_INLINE float fold_max(F a) {
     return vgetq_lane_f32(c, 0);
 }
 
+// Lane j of vector i changes places with lane i of vector j.
+TREADLE_INLINE void transpose(F (&r)[kLanes]) {
+    const auto wide = [](F x) { return vreinterpretq_f64_f32(x); };
+    const F a = vtrn1q_f32(r[0], r[1]), b = vtrn2q_f32(r[0], r[1]);
+    const F c = vtrn1q_f32(r[2], r[3]), d = vtrn2q_f32(r[2], r[3]);
+    r[0] = vreinterpretq_f32_f64(vtrn1q_f64(wide(a), wide(c)));
+    r[1] = vreinterpretq_f32_f64(vtrn1q_f64(wide(b), wide(d)));
+    r[2] = vreinterpretq_f32_f64(vtrn2q_f64(wide(a), wide(c)));
+    r[3] = vreinterpretq_f32_f64(vtrn2q_f64(wide(b), wide(d)));
+}
+
 // Into the second cache.
 TREADLE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 // Into the first cache.

@@ -214,6 +214,15 @@ TREADLE_INLINE float fold_max(F a) {
         for (int i = 0; i < width; ++i) a.v[i] = a.v[i] > a.v[i + width] ? a.v[i] : a.v[i + width];
     return a.v[0];
 }
+// Lane j of vector i changes places with lane i of vector j.
+TREADLE_INLINE void transpose(F (&r)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i)
+        for (int j = 0; j < i; ++j) {
+            const float x = r[i].v[j];
+            r[i].v[j] = r[j].v[i];
+            r[j].v[i] = x;
+        }
+}
 TREADLE_INLINE void prefetch(const void*) {}
 TREADLE_INLINE void prefetch_near(const void*) {}
 

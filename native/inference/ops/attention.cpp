@@ -70,18 +70,7 @@ class AttentionOp final : public Op {
 
     void check(const Step& step) const override {
         if (!state_.data) return check_whole(step);
-        for (int64_t i = 0; i < step.batch; ++i) {
-            const int64_t length = step.positions[i] + step.query_lens[i];
-            const int64_t used = (length + state_.page_tokens - 1) / state_.page_tokens;
-            bool ok = used <= step.pages;
-            for (int64_t p = 0; ok && p < used; ++p) {
-                const int32_t page = step.page_table[i * step.pages + p];
-                ok = page >= 0 && page < context_.limits.state_pages;
-            }
-            if (!ok)
-                throw StepError("page table: slot " + std::to_string(i) + " lacks a page for its " +
-                                std::to_string(length) + " positions");
-        }
+        check_pages(step, state_, context_.limits);
     }
 
     void run(const Step& step, Worker& worker) const override {

@@ -26,10 +26,13 @@ MAMBA_BLOCK: Final = 133
 """norm, mamba_mixer, residual_add."""
 DELTA_BLOCK: Final = 134
 """norm, gated_delta_net, residual_add."""
+LATENT_BLOCK: Final = 135
+"""norm, mla_attention, residual_add."""
 
 NORMS: Final = frozenset({Opcode.RMSNORM, Opcode.LAYERNORM})
 BLOCKS: Final = {
     Opcode.MULTIHEAD_ATTENTION: ATTENTION_BLOCK,
+    Opcode.MLA_ATTENTION: LATENT_BLOCK,
     Opcode.SWIGLU: MLP_BLOCK,
     Opcode.MOE: MOE_BLOCK,
     Opcode.SHORTCONV: SHORTCONV_BLOCK,
@@ -44,6 +47,7 @@ FUSION_NAMES: Final = {
     SHORTCONV_BLOCK: "shortconv_block",
     MAMBA_BLOCK: "mamba_block",
     DELTA_BLOCK: "delta_block",
+    LATENT_BLOCK: "latent_block",
 }
 FUSIONS: Final = frozenset(FUSION_NAMES.values())
 
