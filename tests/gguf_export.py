@@ -20,6 +20,8 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "bert": gguf.MODEL_ARCH.BERT,
     "modernbert": gguf.MODEL_ARCH.MODERN_BERT,
     "roberta": gguf.MODEL_ARCH.BERT,
+    "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
@@ -73,15 +75,17 @@ def _add_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_head_count(config.num_attention_heads)
     writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
+    latent = getattr(config, "kv_lora_rank", None)
+    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    writer.add_head_count_kv(kv_heads if latent is None else 1)
     if (eps := getattr(config, "rms_norm_eps", None)) is not None:
         writer.add_layer_norm_rms_eps(eps)
     for key in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
         if (eps := getattr(config, key, None)) is not None:
             writer.add_layer_norm_eps(eps)
     if (head_dim := getattr(config, "head_dim", None)) is not None:
-        writer.add_key_length(head_dim)
-        writer.add_value_length(head_dim)
+        writer.add_key_length(head_dim if latent is None else latent + head_dim)
+        writer.add_value_length(latent or head_dim)
     _KEYS.get(config.model_type, lambda writer, config: None)(writer, config)
     _add_rope(writer, getattr(config, "rope_parameters", None) or {})
 
@@ -128,6 +132,30 @@ def _expert_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
         writer.add_expert_shared_feed_forward_length(shared)
     if (normalised := getattr(config, "norm_topk_prob", None)) is not None:
         writer.add_expert_weights_norm(normalised)
+
+
+def _deepseek_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """DeepseekV2Model.set_gguf_parameters."""
+    sigmoid = config.model_type == "deepseek_v3"
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID if sigmoid else gguf.ExpertGatingFuncType.SOFTMAX)
+    if config.n_group is not None:
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    if "mscale_all_dim" in config.rope_parameters:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
 
 
 def _granitemoe_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
@@ -187,6 +215,18 @@ def _experts(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
         yield f"{key}.weight", value
     else:
         yield key, value.reshape(-1) if key.endswith("shared_expert_gate.weight") else value
+
+
+def _deepseek(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """kv_b_proj in two, each head's keys turned."""
+    if "kv_b_proj" in key:
+        of_heads = value.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+        yield key.replace("kv_b_proj", "k_b_proj"), of_heads[:, : config.qk_nope_head_dim].swapaxes(1, 2)
+        yield key.replace("kv_b_proj", "v_b_proj"), of_heads[:, config.qk_nope_head_dim :]
+    elif key.endswith("e_score_correction_bias"):
+        yield key.replace("e_score_correction_bias", "e_score_correction.bias"), value
+    else:
+        yield from _experts(config, key, value)
 
 
 def _permuted_experts(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
@@ -264,6 +304,8 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "bert": _bert_keys,
     "modernbert": _modernbert_keys,
     "roberta": _bert_keys,
+    "deepseek_v2": _deepseek_keys,
+    "deepseek_v3": _deepseek_keys,
     "gemma2": _gemma2_keys,
     "gemma3_text": _gemma3_keys,
     "gpt_oss": _gpt_oss_keys,
@@ -280,6 +322,8 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
 }
 _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] = {
     "bert": _bert,
+    "deepseek_v2": _deepseek,
+    "deepseek_v3": _deepseek,
     "gemma": _gemma,
     "gemma2": _gemma,
     "gemma3_text": _gemma,

@@ -14,6 +14,17 @@ from transformers import PreTrainedModel
 from treadle.inference.llm import LLM
 from treadle.models.checkpoint import open_checkpoint
 
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+}
 CASES = {
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen2-tied-yarn": (
@@ -98,6 +109,27 @@ CASES = {
         "GptOssForCausalLM",
         {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24},
     ),
+    "deepseek_v2": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None, "num_experts_per_tok": 2}),
+    "deepseek_v2-yarn": (
+        "DeepseekV2ForCausalLM",
+        {
+            **LATENT,
+            "q_lora_rank": 24,
+            "num_experts_per_tok": 2,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+                "mscale": 0.707,
+                "mscale_all_dim": 0.707,
+            },
+        },
+    ),
+    "deepseek_v3": ("DeepseekV3ForCausalLM", {**LATENT, "q_lora_rank": 24, "n_group": 4, "topk_group": 2}),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}),
 }
 IDS = list(range(3, 67))

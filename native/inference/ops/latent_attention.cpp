@@ -127,10 +127,11 @@ class LatentAttentionOp final : public Op {
         split_rows_ = std::clamp<int64_t>(kSplitPairs / heads_, 1, kSplitRows);
         expect(p.causal == 1 && state_.data != nullptr,
                "mla_attention without a state is not supported by this backend");
-        expect(nope_ % compute::kStripRows == 0 && value_ % compute::kStripRows == 0 &&
-                   nope_ <= compute::kMostTransposed,
-               "mla_attention: nope_dim " + std::to_string(nope_) + " and v_head_dim " +
-                   std::to_string(value_) + "; this backend takes multiples of 16, nope_dim up to 512");
+        expect(nope_ % compute::kStripRows == 0 && nope_ <= compute::kMostTransposed,
+               "mla_attention: nope_dim: " + std::to_string(nope_) +
+                   "; this backend takes multiples of 16 up to 512");
+        expect(value_ % compute::kStripRows == 0, "mla_attention: v_head_dim: " + std::to_string(value_) +
+                                                      "; this backend takes multiples of 16");
         const auto type = static_cast<compute::DType>(p.kv_dtype);
         expect(compute::kv_storable(type, latent_, rope_dim_),
                "mla_attention: latents of " + std::to_string(latent_) + " and " + std::to_string(rope_dim_) +

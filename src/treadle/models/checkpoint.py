@@ -104,8 +104,7 @@ def _open_gguf(path: Path, quantisation: Quantisation | None, own: Family | None
 def _gguf_checkpoint(
     path: Path, tensors: GGUFFile | SyntheticTensors, quantisation: Quantisation | None, own: Family | None = None
 ) -> Checkpoint:
-    experts = tensors.metadata.get(f"{tensors.architecture}.expert_count", 0)
-    family = family_of_gguf(tensors.architecture, path.name, own, experts)
+    family = family_of_gguf(tensors.architecture, path.name, own, tensors.metadata)
     weights = CheckpointWeights(tensors, path.name, quantisation)
     config = family.config.read(Keys.of_gguf(tensors.metadata, tensors.tensors, path.name, weights.values))
     return Checkpoint(path, tensors, config, family.architecture(config), weights)

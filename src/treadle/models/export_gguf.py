@@ -216,7 +216,7 @@ def _check_read_back(
     """Raises UnsupportedModel naming a field that a reader of the file would see otherwise."""
     known = {"general.architecture": architecture, **metadata}
     values_of = None if divisors is None else lambda name: divisors
-    family = family_of_gguf(architecture, "the GGUF file", experts=known.get(f"{architecture}.expert_count", 0))
+    family = family_of_gguf(architecture, "the GGUF file", metadata=known)
     read = family.config.read(Keys.of_gguf(known, infos, "the GGUF file", values_of))
     defaults = {field.name: field.metadata["declared"].default for field in dataclasses.fields(read)}
     for name in defaults | _fields(config):

@@ -20,6 +20,8 @@ from treadle.models.spec import Architecture
 
 HF_FAMILIES: Final[Mapping[str, str]] = {
     "bert": "bert",
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
     "falcon_mamba": "falcon_mamba",
     "gemma": "gemma",
     "gemma2": "gemma2",
@@ -55,6 +57,7 @@ HF_FAMILIES: Final[Mapping[str, str]] = {
 """model_type of config.json -> module in families/."""
 GGUF_FAMILIES: Final[Mapping[str, str]] = {
     "bert": "bert",
+    "deepseek2": "deepseek_v2",
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
@@ -83,8 +86,11 @@ GGUF_FAMILIES: Final[Mapping[str, str]] = {
     "starcoder2": "starcoder2",
 }
 """general.architecture of GGUF -> module in families/."""
-GGUF_WITH_EXPERTS: Final[Mapping[str, str]] = {"llama": "mixtral"}
-"""Architectures that are another family where a file of theirs has experts."""
+GGUF_VARIANTS: Final[Mapping[str, tuple[str, Callable[[object], bool], str]]] = {
+    "deepseek2": ("expert_gating_func", lambda value: value == 2, "deepseek_v3"),
+    "llama": ("expert_count", bool, "mixtral"),
+}
+"""Architectures that are another family where a key behind their prefix says so: (key, whether it does, family)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +109,17 @@ def family_of_json(model_type: object, where: str, own: Family | None = None) ->
     )
 
 
-def family_of_gguf(architecture: object, where: str, own: Family | None = None, experts: object = 0) -> Family:
-    """The family of a GGUF file with `experts` as its expert_count; `own`: one of the user's. Raises UnsupportedModel
-    as `family_of_json`."""
+def family_of_gguf(
+    architecture: object, where: str, own: Family | None = None, metadata: Mapping[str, object] | None = None
+) -> Family:
+    """The family of a GGUF file; `own`: one of the user's. Raises UnsupportedModel as `family_of_json`."""
     field = f"{where}: general.architecture"
-    if own is None:
-        return _family({**GGUF_FAMILIES, **GGUF_WITH_EXPERTS} if experts else GGUF_FAMILIES, architecture, field)
-    return _own(own, own.config.GGUF_ARCHITECTURE, architecture, field)
+    if own is not None:
+        return _own(own, own.config.GGUF_ARCHITECTURE, architecture, field)
+    key, says_so, variant = GGUF_VARIANTS.get(str(architecture), ("", bool, ""))
+    if variant and says_so((metadata or {}).get(f"{architecture}.{key}")):
+        return _family({**GGUF_FAMILIES, str(architecture): variant}, architecture, field)
+    return _family(GGUF_FAMILIES, architecture, field)
 
 
 def family_of_file(path: Path) -> Family:
