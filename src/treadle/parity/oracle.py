@@ -76,7 +76,13 @@ def versions() -> dict[str, str]:
 def full_config(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of such a config, defaults written out. Raises InvalidRequest."""
     made = _class(class_name).config_class(**copy.deepcopy(dict(config)))
-    return {**json.loads(made.to_json_string(use_diff=False)), "architectures": [class_name]}
+    written = json.loads(made.to_json_string(use_diff=False), object_hook=_number)
+    return {**written, "architectures": [class_name]}
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """transformers writes infinity as an object, which its configs do not take back."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def logits_of_config(
