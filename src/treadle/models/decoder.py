@@ -226,7 +226,6 @@ def decoder(
     # Old checkpoints carry the frequencies as buffers; tied ones may carry the table twice. Divisors that were
     # understood are generated.
     twice = ("lm_head.weight",) if tied else ()
-    rope: Rope | None = getattr(config, "rope", None)  # mixers without attention have none
-    understood = rope is not None and rope.kind is GeneratorKind.ROPE_LLAMA3
+    understood = config.rope is not None and config.rope.kind is GeneratorKind.ROPE_LLAMA3
     divisors = (FREQUENCY_TENSOR,) if understood else ()
     return Architecture(config.facts(), (program,), ("*.rotary_emb.inv_freq", *twice, *divisors, *unused))
