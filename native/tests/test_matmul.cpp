@@ -293,7 +293,7 @@ void test_transposed(DType type, int64_t matrix_rows, int64_t cols) {
         const int64_t ldx = matrix_rows + 3, ldy = cols + 5;
         const std::vector<float> x = random.normals(rows * ldx + 1);
         const auto multiplied = [&](const Kernels& k) {
-            Buffer scratch(k.matmul_scratch_bytes());
+            Buffer scratch(k.matmul_scratch_bytes(cols));
             Product y(static_cast<size_t>(rows * ldy + 1), kUntouched);
             k.matmul_transposed(w.matrix, x.data() + 1, ldx, rows, y.data() + 1, ldy, scratch.data());
             return y;

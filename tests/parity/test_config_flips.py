@@ -3,7 +3,7 @@
 import pytest
 
 from treadle.models.config import Config
-from treadle.parity.flips import FAULTS, Flip, Outcome, flips, names_a_key, run_flips
+from treadle.parity.flips import FAULTS, Flip, Outcome, flips, names_a_key, names_a_tensor, run_flips
 from treadle.parity.matrix import read_matrix
 
 MATRIX = read_matrix()
@@ -96,3 +96,9 @@ def test_a_message_must_name_a_key():
     assert names_a_key("config.json: num_attention_heads: found 5, supported: 4", config)
     assert names_a_key("config.json: rope_parameters: key 'factor' (value 2.0) is not known", config)
     assert not names_a_key("config.json: something about num_attention_heads is wrong", config)
+
+
+def test_a_message_may_name_a_tensor():
+    """Of weights that were saved before the flip, where transformers refuses it as well."""
+    assert names_a_tensor("model: tensor 'model.layers.0.self_attn.k_proj.bias' has no place in this architecture")
+    assert not names_a_tensor("model: a tensor has no place in this architecture")

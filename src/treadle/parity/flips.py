@@ -216,7 +216,7 @@ def run_flip(subject: Subject, flip: Flip, base: F32, threads: int | None) -> tu
             with LLM(path, **engine_options(SETTING, 1), threads=threads) as llm:
                 (found,) = outputs(llm, [subject.ids])
         except TreadleError as error:
-            named = isinstance(error, InvalidWeights) or names_a_key(str(error), changed)
+            named = isinstance(error, InvalidWeights) or names_a_key(str(error), changed) or names_a_tensor(str(error))
             return Outcome.REFUSED if named else Outcome.UNNAMED, f"{type(error).__name__}: {error}"
         except Exception as error:
             return Outcome.CRASHED, f"{type(error).__name__}: {error}"
@@ -229,6 +229,11 @@ def run_flip(subject: Subject, flip: Flip, base: F32, threads: int | None) -> tu
         return Outcome.WRONG, f"relative error {error_found:.2e}"
     same = expected.shape == base.shape and relative_error([expected], [base]) < 1e-6
     return Outcome.UNCHANGED if same else Outcome.RIGHT, f"relative error {error_found:.2e}"
+
+
+def names_a_tensor(message: str) -> bool:
+    """Whether a message says which tensor does not go with the config."""
+    return ": tensor '" in message
 
 
 def names_a_key(message: str, config: Config) -> bool:
