@@ -194,13 +194,15 @@ void test_small(DType type) {
         for (float& x : in.x) x = std::ldexp(x, -50);
         const Packed w(m);
         const Product plain = multiply(*kernels_for("plain"), w, in, c, Form::bf16, 1);
+        int64_t zeros = 0;
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t col = 0; col < m.rows; ++col) {
                 const double want = expected_bf16(m, in.x.data() + 1 + r * cols, col);
                 const float got = plain[static_cast<size_t>(1 + r * m.rows + col)];
                 check(std::fabs(got - want) <= 1e-4 * std::fabs(want) + 0x1p-120, "small numbers");
-                check(want != 0, "small numbers are not all 0");
+                zeros += want == 0;  // some sums cancel
             }
+        check(zeros < rows * m.rows / 8, "small numbers are not all 0");
         for (const Kernels* k : supported_kernels())
             check(same_bits(multiply(*k, w, in, c, Form::bf16, 1), plain),
                   std::string("small numbers: ") + k->name + " is not plain's");
