@@ -232,7 +232,7 @@ def _yarn(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rop
     truncate = inner.take("truncate")
     if truncate is not None and type(truncate) is not bool:
         inner.refuse("truncate", truncate, "true, false")
-    args = (theta, factor, beta_fast, beta_slow, original, float(truncate is not False))
+    args = (theta, factor, beta_fast, beta_slow, original, float(truncate is True or "truncate" not in inner))
     scale = inner.number("attention_factor", _yarn_scale(inner, factor))
     return Rope(rotary_dim=dim, kind=GeneratorKind.ROPE_YARN, args=args, scale=scale)
 

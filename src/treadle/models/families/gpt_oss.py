@@ -26,7 +26,8 @@ GGUF_EXPERTS = "blk.0.ffn_gate_exps.weight"
 
 def read_rope(keys: Keys, values: Mapping[str, Any]) -> Rope:
     """YaRN whose ramp is not cut to whole dims, which GGUF has no key for. A config.json must state its rope."""
-    if keys.container is Container.SAFETENSORS and not ("rope_parameters" in keys or "rope_scaling" in keys):
+    stated = any(keys.take(key) is not None for key in ("rope_parameters", "rope_scaling"))
+    if keys.container is Container.SAFETENSORS and not stated:
         keys.refuse("rope_parameters", None, "an object")
     rope = theta_or(150000.0)(keys, values)
     if keys.container is Container.GGUF and rope.kind is GeneratorKind.ROPE_YARN:
