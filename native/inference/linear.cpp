@@ -36,6 +36,14 @@ Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_
     return norm;
 }
 
+Fused bind_fused(const Instruction& in, size_t norm_slot, const char* name) {
+    if (!is_fused(in)) return {};
+    const Residual residual{in.inputs[1], in.params[2].as<contract::ResidualAddParams>().scale};
+    expect(residual.rows.cols == in.outputs[0].cols,
+           std::string(name) + ": the residual's width differs from the output's");
+    return {bind_norm(in.params[0], std::span(in.weights).subspan(norm_slot), in.inputs[0].cols), residual};
+}
+
 RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers,
                    int64_t max_groups)
     : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), max_groups_(max_groups),

@@ -27,6 +27,41 @@ struct Norm {
 // From a norm's own parameter block and weights (gain; gain, bias).
 Norm bind_norm(const ParamBlock& params, std::span<const Weight> weights, int64_t cols);
 
+// A residual_add fused behind an op: residual + scale * output. Absent means that the output is as it is.
+struct Residual {
+    Register rows;
+    float scale = 1.0f;
+
+    bool present() const { return rows.data != nullptr; }
+    compute::Epilogue epilogue(const float* bias) const {
+        compute::Epilogue made{.bias = bias};
+        if (present()) {
+            made.residual = rows.f32();
+            made.ld_residual = rows.cols;
+            made.scale = scale;
+        }
+        return made;
+    }
+};
+
+// An op between a norm and a residual_add; both are absent where it stands alone.
+struct Fused {
+    Norm norm;
+    Residual residual;
+};
+
+// Whether an instruction stands for a norm, an op and a residual_add.
+inline bool is_fused(const Instruction& in) { return in.params.size() == 3; }
+
+// The op's own parameters.
+template <typename T>
+const T& params_of(const Instruction& in) {
+    return in.params[is_fused(in) ? 1 : 0].as<T>();
+}
+
+// `norm_slot`: where the norm's weights begin. `name`: of the op, in what is thrown.
+Fused bind_fused(const Instruction& in, size_t norm_slot, const char* name);
+
 // Rows as matrices take them: f32, and int8 or bf16 where a matrix wants them.
 struct ReadyRows {
     const float* x = nullptr;

@@ -45,17 +45,11 @@ class AttentionOp final : public Op {
   public:
     AttentionOp(const Instruction& in, const BindContext& context, RopeTables& ropes)
         : context_(context), state_(in.state), x_(in.inputs[0]), y_(in.outputs[0]) {
-        const bool fused = in.params.size() == 3;
-        bind_params(in.params[fused ? 1 : 0].as<contract::AttentionParams>());
-        const Norm norm =
-            fused ? bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols) : Norm{};
-        if (fused) {
-            residual_ = in.inputs[1];
-            residual_scale_ = in.params[2].as<contract::ResidualAddParams>().scale;
-            expect(residual_.cols == y_.cols, "attention: the residual's width differs from the output's");
-        }
+        bind_params(params_of<contract::AttentionParams>(in));
+        const Fused fused = bind_fused(in, kNorm, "attention");
+        residual_ = fused.residual;
         bind_weights(in, ropes);
-        input_ = RowInput(context, x_.cols, context.limits.max_rows, norm, false);
+        input_ = RowInput(context, x_.cols, context.limits.max_rows, fused.norm, false);
         for (const PackedMatrix* w : {&q_, &k_, &v_}) input_.serves(*w);
         if (gate_.rows != 0) input_.serves(gate_);
         output_ = RowInput(context, o_.cols, context.limits.max_rows, Norm{}, false);
@@ -86,13 +80,7 @@ class AttentionOp final : public Op {
         worker.sync();
         const ReadyRows rows = output_.prepare(pieces.attended, o_.cols, step.rows, nullptr, worker,
                                                pieces.output_team, pieces.output_own);
-        compute::Epilogue epilogue{.bias = o_bias_};
-        if (residual_.data) {
-            epilogue.residual = residual_.f32();
-            epilogue.ld_residual = residual_.cols;
-            epilogue.scale = residual_scale_;
-        }
-        const Product product{&o_, y_.f32(), y_.cols, epilogue};
+        const Product product{&o_, y_.f32(), y_.cols, residual_.epilogue(o_bias_)};
         multiply_all({&product, 1}, rows, worker, context_.numerics, pieces.matmul);
     }
 
@@ -378,8 +366,8 @@ class AttentionOp final : public Op {
     compute::Attention attention_{};
     State state_;                     // data is null without state
     std::vector<int32_t> own_pages_;  // 0, 1, ...: pages of the workspace
-    Register x_, y_, residual_;
-    float residual_scale_ = 1.0f;
+    Register x_, y_;
+    Residual residual_;
     int64_t group_ = 1;
     bool whole_norm_ = false;
     PackedMatrix q_{}, k_{}, v_{}, o_{}, gate_{};

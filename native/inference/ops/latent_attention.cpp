@@ -30,19 +30,12 @@ class LatentAttentionOp final : public Op {
   public:
     LatentAttentionOp(const Instruction& in, const BindContext& context, RopeTables& ropes)
         : context_(context), state_(in.state), x_(in.inputs[0]), y_(in.outputs[0]) {
-        const bool fused = in.params.size() == 3;
-        bind_params(in.params[fused ? 1 : 0].as<contract::MLAParams>());
-        const Norm norm =
-            fused ? bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols) : Norm{};
-        if (fused) {
-            residual_ = in.inputs[1];
-            residual_scale_ = in.params[2].as<contract::ResidualAddParams>().scale;
-            expect(residual_.cols == y_.cols,
-                   "mla_attention: the residual's width differs from the output's");
-        }
+        bind_params(params_of<contract::MLAParams>(in));
+        const Fused fused = bind_fused(in, kNorm, "mla_attention");
+        residual_ = fused.residual;
         bind_weights(in.weights, ropes);
         const int64_t rows = context.limits.max_rows;
-        input_ = RowInput(context, x_.cols, rows, norm, false);
+        input_ = RowInput(context, x_.cols, rows, fused.norm, false);
         input_.serves(q_first());
         input_.serves(kv_a_);
         if (q_a_.rows) {
@@ -74,13 +67,7 @@ class LatentAttentionOp final : public Op {
         worker.sync();
         const ReadyRows rows =
             output_.prepare(p.attended, o_.cols, step.rows, nullptr, worker, p.output_team, p.output_own);
-        compute::Epilogue epilogue{.bias = o_bias_};
-        if (residual_.data) {
-            epilogue.residual = residual_.f32();
-            epilogue.ld_residual = residual_.cols;
-            epilogue.scale = residual_scale_;
-        }
-        const Product product{&o_, y_.f32(), y_.cols, epilogue};
+        const Product product{&o_, y_.f32(), y_.cols, residual_.epilogue(o_bias_)};
         multiply_all({&product, 1}, rows, worker, context_.numerics, p.matmul);
     }
 
@@ -339,8 +326,8 @@ class LatentAttentionOp final : public Op {
     contract::MLAParams params_{};
     compute::Attention attention_{};
     State state_;
-    Register x_, y_, residual_;
-    float residual_scale_ = 1.0f;
+    Register x_, y_;
+    Residual residual_;
     int64_t heads_ = 0, nope_ = 0, rope_dim_ = 0, value_ = 0, latent_ = 0, split_rows_ = 1;
     PackedMatrix q_{}, q_a_{}, q_b_{}, kv_a_{}, kv_b_{}, o_{};
     const float *q_a_bias_ = nullptr, *kv_a_bias_ = nullptr, *o_bias_ = nullptr, *kv_gain_ = nullptr;

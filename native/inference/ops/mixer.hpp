@@ -34,20 +34,9 @@ class MixerOp : public Op {
     // `slots`: weights that the op has without a norm's.
     MixerOp(const Instruction& in, const BindContext& context, size_t slots)
         : context_(context), x_(in.inputs[0]), y_(in.outputs[0]), state_(in.state) {
-        fused_ = in.params.size() == 3;
-        Norm norm;
-        if (fused_) {
-            norm = bind_norm(in.params[0], std::span(in.weights).subspan(slots), x_.cols);
-            residual_ = in.inputs[1];
-            residual_scale_ = in.params[2].as<contract::ResidualAddParams>().scale;
-            expect(residual_.cols == y_.cols, "mixer: the residual's width differs from the output's");
-        }
-        input_ = RowInput(context, x_.cols, context.limits.max_rows, norm, false);
-    }
-
-    template <typename T>
-    static const T& params_of(const Instruction& in) {
-        return in.params[in.params.size() == 3 ? 1 : 0].as<T>();
+        const Fused fused = bind_fused(in, slots, "mixer");
+        residual_ = fused.residual;
+        input_ = RowInput(context, x_.cols, context.limits.max_rows, fused.norm, false);
     }
 
     virtual void carve(Carver& team, Carver& own) const = 0;
@@ -105,13 +94,7 @@ class MixerOp : public Op {
                       const Ends& ends) const {
         const ReadyRows ready =
             output_.prepare(rows, ld, step.rows, nullptr, worker, ends.output_team, ends.output_own);
-        compute::Epilogue epilogue{.bias = out_bias_};
-        if (residual_.data) {
-            epilogue.residual = residual_.f32();
-            epilogue.ld_residual = residual_.cols;
-            epilogue.scale = residual_scale_;
-        }
-        const Product product{&out_, y_.f32(), y_.cols, epilogue};
+        const Product product{&out_, y_.f32(), y_.cols, residual_.epilogue(out_bias_)};
         multiply_all({&product, 1}, ready, worker, context_.numerics, ends.matmul);
     }
 
@@ -145,13 +128,12 @@ class MixerOp : public Op {
     static int64_t weight_bytes(const PackedMatrix& w) { return w.strips() * w.strip_bytes; }
 
     BindContext context_;
-    Register x_, y_, residual_;
+    Register x_, y_;
+    Residual residual_;
     State state_;
     PackedMatrix out_{};
 
   private:
-    bool fused_ = false;
-    float residual_scale_ = 1.0f;
     const float* out_bias_ = nullptr;
     int64_t scratch_ = 0;
     RowInput input_, output_;

@@ -11,8 +11,7 @@ class MlpOp final : public Op {
   public:
     MlpOp(const Instruction& in, const BindContext& context)
         : context_(context), x_(in.inputs[0]), y_(in.outputs[0]) {
-        const bool fused = in.params.size() == 3;
-        const auto& params = in.params[fused ? 1 : 0].as<contract::SwiGLUParams>();
+        const auto& params = params_of<contract::SwiGLUParams>(in);
         const int64_t inner = params.intermediate;
         widening_.activation = activation_of(params.activation, params.alpha, params.limit);
         if (params.gated) widening_.gate = matrix(in.weights[kGate], inner, x_.cols, "gate");
@@ -21,14 +20,9 @@ class MlpOp final : public Op {
         widening_.gate_bias = vector(in.weights[kGateBias], inner, "gate_bias");
         widening_.up_bias = vector(in.weights[kUpBias], inner, "up_bias");
         down_bias_ = vector(in.weights[kDownBias], y_.cols, "down_bias");
-        Norm norm;
-        if (fused) {
-            norm = bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols);
-            residual_ = in.inputs[1];
-            residual_scale_ = in.params[2].as<contract::ResidualAddParams>().scale;
-            expect(residual_.cols == y_.cols, "mlp: the residual's width differs from the output's");
-        }
-        input_ = RowInput(context, x_.cols, context.limits.max_rows, norm, false);
+        const Fused fused = bind_fused(in, kNorm, "mlp");
+        residual_ = fused.residual;
+        input_ = RowInput(context, x_.cols, context.limits.max_rows, fused.norm, false);
         input_.serves(widening_.up);
         if (widening_.gate.rows) input_.serves(widening_.gate);
         inner_ = RowInput(context, inner, context.limits.max_rows, Norm{}, false);
@@ -50,13 +44,7 @@ class MlpOp final : public Op {
         worker.sync();
         const ReadyRows inner =
             inner_.prepare(p.inner, down_.cols, step.rows, nullptr, worker, p.inner_team, p.inner_own);
-        compute::Epilogue epilogue{.bias = down_bias_};
-        if (residual_.data) {
-            epilogue.residual = residual_.f32();
-            epilogue.ld_residual = residual_.cols;
-            epilogue.scale = residual_scale_;
-        }
-        const Product product{&down_, y_.f32(), y_.cols, epilogue};
+        const Product product{&down_, y_.f32(), y_.cols, residual_.epilogue(down_bias_)};
         multiply_all({&product, 1}, inner, worker, context_.numerics, p.matmul);
     }
 
@@ -98,8 +86,8 @@ class MlpOp final : public Op {
     }
 
     BindContext context_;
-    Register x_, y_, residual_;
-    float residual_scale_ = 1.0f;
+    Register x_, y_;
+    Residual residual_;
     Widening widening_;
     PackedMatrix down_{};
     const float* down_bias_ = nullptr;

@@ -51,18 +51,12 @@ class MoeOp final : public Op {
   public:
     MoeOp(const Instruction& in, const BindContext& context)
         : context_(context), x_(in.inputs[0]), y_(in.outputs[0]) {
-        const bool fused = in.params.size() == 3;
-        const auto& params = in.params[fused ? 1 : 0].as<contract::MoEParams>();
+        const auto& params = params_of<contract::MoEParams>(in);
         bind_experts(in.weights, params);
         if (params.shared_intermediate) bind_shared(in.weights, params);
-        Norm norm;
-        if (fused) {
-            norm = bind_norm(in.params[0], std::span(in.weights).subspan(kNorm), x_.cols);
-            residual_ = in.inputs[1];
-            residual_scale_ = in.params[2].as<contract::ResidualAddParams>().scale;
-            expect(residual_.cols == y_.cols, "moe: the residual's width differs from the output's");
-        }
-        prepare_inputs(norm);
+        const Fused fused = bind_fused(in, kNorm, "moe");
+        residual_ = fused.residual;
+        prepare_inputs(fused.norm);
     }
 
     Needs needs() const override {
@@ -345,11 +339,11 @@ class MoeOp final : public Op {
             const RowGroup& rows = work.groups[static_cast<size_t>(group)];
             each_fit(strips, rows.rows, [&](Range piece) { add_expert(work, group, piece, worker); });
         }
-        if (!residual_.data) return;
+        if (!residual_.present()) return;
         for (int64_t r = 0; r < work.rows; ++r) {
             float* y = y_.f32() + r * y_.cols + column;
-            worker.kernels.add_scaled(residual_.f32() + r * residual_.cols + column, y, residual_scale_,
-                                      width, y);
+            worker.kernels.add_scaled(residual_.rows.f32() + r * residual_.rows.cols + column, y,
+                                      residual_.scale, width, y);
         }
     }
 
@@ -384,8 +378,8 @@ class MoeOp final : public Op {
     }
 
     BindContext context_;
-    Register x_, y_, residual_;
-    float residual_scale_ = 1.0f;
+    Register x_, y_;
+    Residual residual_;
     Router router_;
     PackedMatrix router_weight_{}, shared_router_{}, down_{}, shared_down_{};
     PackedMatrix gate_bias_{}, up_bias_{}, down_bias_{};
