@@ -67,6 +67,8 @@ def test_a_prefill_reads_weights_once_and_calculates_for_every_row():
     assert head[0]["operations"] == head[1]["operations"]
     with pytest.raises(InvalidRequest, match="513 tokens is more than one step"):
         traced(Point("prefill", 513, 1, 0))
+    with pytest.raises(InvalidRequest, match="514 tokens is more than one step"):
+        traced(Point("prefill", 257, 2, 0))
 
 
 def test_what_is_written(decode):

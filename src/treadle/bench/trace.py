@@ -31,8 +31,9 @@ def run_trace(
     An op of the backend may stand for several instructions; its cost is theirs together. Raises InvalidRequest for a
     prefill that is more than one step, and for an encoder.
     """
-    if point.name == "prefill" and point.tokens > PROMPT_ROWS:
-        raise InvalidRequest(f"a prefill of {point.tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
+    if point.name == "prefill" and point.batch * point.tokens > PROMPT_ROWS:
+        tokens = point.batch * point.tokens
+        raise InvalidRequest(f"a prefill of {tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
     say("loading")
     length = (point.prompt or point.tokens) + repeat + LEAD
     engine = open_engine(
@@ -42,8 +43,8 @@ def run_trace(
     limits = probe_limits(engine.info.threads, engine.cost.weight_bytes)
     say(point.label)
     runs = list(_steps(engine, point, repeat))
-    found = []
-    for index, op in enumerate(engine.ops(decode=point.name == "decode")):
+    ops, found = engine.ops(decode=point.name == "decode"), []
+    for index, op in enumerate(ops):
         seconds = statistics.median(run[index] for run in runs) / 1e9
         found.append({"index": index, **_about(op), **_measured([op], seconds, point, limits)})
     return {
@@ -56,7 +57,7 @@ def run_trace(
         "steps": len(runs),
         "limits": limits.rounded(),
         "step_ms": round(sum(op["ms"] for op in found), 4),
-        "groups": _groups(engine, found, point, limits),
+        "groups": _groups(ops, found, point, limits),
         "ops": found,
     }
 
@@ -140,17 +141,18 @@ def _measured(ops: Sequence[OpCost], seconds: float, point: Point, limits: Limit
     }
 
 
-def _groups(engine: Engine, found: Sequence[dict[str, Any]], point: Point, limits: Limits) -> list[dict[str, Any]]:
-    """Ops of one name and cost together, the slowest first."""
-    costs = engine.ops(decode=point.name == "decode")
+def _groups(
+    ops: Sequence[OpCost], found: Sequence[dict[str, Any]], point: Point, limits: Limits
+) -> list[dict[str, Any]]:
+    """Ops of one name and cost together, the slowest first. `found`: what was measured of each."""
     members: dict[tuple[str, Any], list[int]] = {}
-    for op, cost in zip(found, costs, strict=True):
-        alike = tuple((c.row, c.weight_bytes, c.window) for c in cost.costs)
-        members.setdefault((op["name"], alike), []).append(op["index"])
+    for index, op in enumerate(ops):
+        alike = tuple((c.row, c.weight_bytes, c.window) for c in op.costs)
+        members.setdefault((found[index]["name"], alike), []).append(index)
     groups = []
     for (name, _), indices in members.items():
         seconds = sum(found[i]["ms"] for i in indices) / 1e3
-        measured = _measured([costs[i] for i in indices], seconds, point, limits)
+        measured = _measured([ops[i] for i in indices], seconds, point, limits)
         groups.append({"name": name, "count": len(indices), **measured})
     return sorted(groups, key=lambda group: -float(group["ms"]))
 

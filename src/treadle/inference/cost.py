@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -15,13 +14,12 @@ from treadle.inference.core import EngineCore
 from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
 from treadle.plan.ir import NO_WEIGHT, CompiledPlan, DType, Instruction, Opcode, WeightBinding
+from treadle.plan.layers import layer_of
 from treadle.plan.param_struct import Params
 from treadle.plan.params import AttentionParams, MLAParams, MoEParams, unpack
 
 FAST_KINDS: Final = {DType.BF16: "bf16", DType.F16: "f32", DType.F32: "f32"}
 """What fast numerics multiply; int8 for the other weights."""
-_LAYER: Final = re.compile(r"^layers\.(\d+)\.")
-"""Weights of a layer are named so."""
 
 
 class Operations(msgspec.Struct, frozen=True):
@@ -38,8 +36,9 @@ class InstructionCost(msgspec.Struct, frozen=True):
     opcode: Opcode
     layer: int
     """-1: outside the layers."""
-    weight_bytes: int
-    """Packed, as one token reads it: of an embedding's tables one row, of a mixture the experts that it chooses."""
+    reads: Mapping[str, int]
+    """Packed bytes of each weight, as one token reads it: of an embedding's tables one row, of a mixture the experts
+    that it chooses."""
     row: Operations
     """Of each row; of lm_head of each row whose logits are wanted."""
     key_operations: int
@@ -50,6 +49,10 @@ class InstructionCost(msgspec.Struct, frozen=True):
     """Of a state that is kept whole: a row reads and writes all of it."""
     window: int
     """Keys that a row sees at most; 0: all."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.reads.values())
 
 
 class StepCost(msgspec.Struct, frozen=True):
@@ -67,11 +70,10 @@ class StepCost(msgspec.Struct, frozen=True):
 def step_cost(layout: Layout, numerics: Numerics) -> StepCost:
     """The cost of one step of the decode program."""
     costs = instruction_costs(layout.programs[-1], layout, numerics)
-    program = layout.programs[-1]
     read: dict[str, int] = {}
-    for instruction in program.plan.instructions:
-        if instruction.opcode is not Opcode.EMBEDDING:
-            read |= _reads(program, instruction, layout)
+    for cost in costs:
+        if cost.opcode is not Opcode.EMBEDDING:
+            read |= cost.reads
     heads, others = ([c.row for c in costs if (c.opcode is Opcode.LM_HEAD) is head] for head in (True, False))
     return StepCost(
         weight_bytes=sum(read.values()),
@@ -84,12 +86,14 @@ def step_cost(layout: Layout, numerics: Numerics) -> StepCost:
 def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics) -> tuple[InstructionCost, ...]:
     """The costs of a program's instructions, in order."""
     states = {state.id: state for state in program.plan.state_descs}
+    stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
+    dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     found: list[InstructionCost] = []
     layer = -1
     for instruction in program.plan.instructions:
-        names = [program.weight_bindings[w].name for w in instruction.weights if w != NO_WEIGHT]
-        numbered = [int(match[1]) for name in names if (match := _LAYER.match(name))]
-        layer = numbered[0] if numbered else -1 if names else layer
+        weights = [program.weight_bindings[w] for w in instruction.weights if w != NO_WEIGHT]
+        numbered = layer_of(weight.name for weight in weights)
+        layer = numbered if numbered is not None else -1 if weights else layer
         params = _params(program, instruction)
         state = None if instruction.state_block_id is None else states[instruction.state_block_id]
         paged = state is not None and state.page_tokens > 0
@@ -97,8 +101,8 @@ def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics)
             InstructionCost(
                 opcode=instruction.opcode,
                 layer=layer,
-                weight_bytes=sum(_reads(program, instruction, layout).values()),
-                row=_operations(program, instruction, layout, numerics),
+                reads=_reads(instruction.opcode, params, weights, stored),
+                row=_operations(instruction.opcode, params, weights, dtypes, numerics),
                 key_operations=_key_operations(params),
                 state_bytes_per_token=-(-state.size_bytes // state.page_tokens) if state is not None and paged else 0,
                 state_bytes=2 * state.size_bytes if state is not None and not paged else 0,
@@ -112,39 +116,38 @@ def _params(program: CompiledPlan, instruction: Instruction) -> Params | None:
     return None if instruction.param_block_id is None else unpack(program.param_blocks[instruction.param_block_id])
 
 
-def _chosen(program: CompiledPlan, instruction: Instruction, binding: WeightBinding) -> tuple[int, int]:
+def _chosen(params: Params | None, weight: WeightBinding) -> tuple[int, int]:
     """The part of a weight that a row takes: of a mixture's experts those that it chooses."""
-    params = _params(program, instruction)
-    if isinstance(params, MoEParams) and len(binding.shape) == 3:
+    if isinstance(params, MoEParams) and len(weight.shape) == 3:
         return params.experts_per_token, params.num_experts
     return 1, 1
 
 
-def _reads(program: CompiledPlan, instruction: Instruction, layout: Layout) -> dict[str, int]:
+def _reads(
+    opcode: Opcode, params: Params | None, weights: Iterable[WeightBinding], stored: Mapping[str, int]
+) -> dict[str, int]:
     """Packed bytes that one token reads, by weight."""
-    stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
     found = {}
-    for index in set(instruction.weights) - {NO_WEIGHT}:
-        binding = program.weight_bindings[index]
-        part, whole = _chosen(program, instruction, binding)
-        if instruction.opcode is Opcode.EMBEDDING:
-            part, whole = 1, binding.shape[0]
-        found[binding.name] = stored[binding.name] * part // whole
+    for weight in weights:
+        part, whole = (1, weight.shape[0]) if opcode is Opcode.EMBEDDING else _chosen(params, weight)
+        found[weight.name] = stored[weight.name] * part // whole
     return found
 
 
-def _operations(program: CompiledPlan, instruction: Instruction, layout: Layout, numerics: Numerics) -> Operations:
+def _operations(
+    opcode: Opcode,
+    params: Params | None,
+    weights: Iterable[WeightBinding],
+    dtypes: Mapping[str, DType],
+    numerics: Numerics,
+) -> Operations:
     """Of one row through the instruction's matrices."""
     kinds, default = {"fast": (FAST_KINDS, "int8"), "bf16": ({}, "bf16"), "exact": ({}, "f32")}[numerics]
-    dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     found = dict.fromkeys(("int8", "bf16", "f32"), 0)
-    for index in instruction.weights:
-        if index == NO_WEIGHT or instruction.opcode is Opcode.EMBEDDING:
-            continue
-        binding = program.weight_bindings[index]
-        if len(binding.shape) > 1:
-            part, whole = _chosen(program, instruction, binding)
-            found[kinds.get(dtypes[binding.name], default)] += 2 * math.prod(binding.shape) * part // whole
+    for weight in weights:
+        if len(weight.shape) > 1 and opcode is not Opcode.EMBEDDING:
+            part, whole = _chosen(params, weight)
+            found[kinds.get(dtypes[weight.name], default)] += 2 * math.prod(weight.shape) * part // whole
     return Operations(**found)
 
 

@@ -315,7 +315,6 @@ class Engine:
     read_info: Callable[[], EngineInfo]
     memory_quote: MemoryQuote
     memory_measured_bytes: int
-    cost: StepCost
     place: Place | None
     """The model's place in the weight cache; to be finished when the engine is done."""
     files: tuple[SourceFile, ...]
@@ -323,6 +322,11 @@ class Engine:
     layout: Layout
     executor: Executor
     numerics: Numerics
+
+    @cached_property
+    def cost(self) -> StepCost:
+        """Of a decode step; made when it is asked for."""
+        return step_cost(self.layout, self.numerics)
 
     def ops(self, *, decode: bool) -> tuple[OpCost, ...]:
         """What each op of a bound program, in order, stands for and must at least read and calculate."""
@@ -400,7 +404,6 @@ def load(
         ),
         memory_quote=quote,
         memory_measured_bytes=executor.measured_bytes,
-        cost=step_cost(layout, options.numerics),
         place=place,
         files=files,
         layout=layout,

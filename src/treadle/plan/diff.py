@@ -15,9 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-_LAYER: Final = re.compile(r"^layers\.(\d+)\.")
-"""Weights of a layer are named so."""
-
+from treadle.plan.layers import layer_of
 
 _BEHIND: Final = 1 << 30
 """Stands for what comes behind the layers."""
@@ -86,9 +84,9 @@ def _by_layer(stage: Plan) -> dict[int, list[Plan]]:
     layer, seen = -1, -1
     for instruction in stage["instructions"]:
         names = instruction["weights"].values()
-        numbers = [int(match[1]) for name in names if (match := _LAYER.match(name))]
-        if numbers:
-            layer = seen = numbers[0]
+        numbered = layer_of(names)
+        if numbered is not None:
+            layer = seen = numbered
         elif names and seen >= 0:
             layer = _BEHIND
         state = states.get(instruction["state"])
