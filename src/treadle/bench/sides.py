@@ -15,21 +15,10 @@ from typing import Any
 from treadle.bench import pair_worker
 from treadle.bench.points import Point
 from treadle.errors import InvalidRequest, TreadleError
+from treadle.governance.git import commit_of, extract
 
 ANSWER_SECONDS = 600
 BUILDS = Path("build") / "compare"
-
-
-def run_git(root: Path, *arguments: str) -> str:
-    """Raises InvalidRequest."""
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InvalidRequest(f"git {arguments[0]}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
-    return done.stdout.strip()
-
-
-def root_of(folder: Path) -> Path:
-    return Path(run_git(folder, "rev-parse", "--show-toplevel"))
 
 
 def built(root: Path, commit: str, say: Callable[[str], None]) -> Path:
@@ -37,7 +26,7 @@ def built(root: Path, commit: str, say: Callable[[str], None]) -> Path:
 
     Raises InvalidRequest: no such commit, or it does not build.
     """
-    full = run_git(root, "rev-parse", "--verify", f"{commit}^{{commit}}")
+    full = commit_of(root, commit)
     folder = root / BUILDS / full[:12]
     if (folder / "done").exists():
         return folder / "src"
@@ -45,8 +34,7 @@ def built(root: Path, commit: str, say: Callable[[str], None]) -> Path:
     folder.mkdir(parents=True)
     say(f"building {commit} ({full[:12]})")
     try:
-        archive = subprocess.run(["git", "-C", str(root), "archive", full], capture_output=True, check=True).stdout
-        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+        extract(root, full, folder)
         _build(folder)
         (folder / "done").touch()
     except BaseException:

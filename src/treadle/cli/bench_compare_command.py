@@ -36,7 +36,8 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.bench.judge import CONFIDENCE, Verdict
     from treadle.bench.matrix import read_matrix
     from treadle.bench.measure import room
-    from treadle.bench.sides import Side, built, root_of
+    from treadle.bench.sides import Side, built
+    from treadle.governance.git import root_of
     from treadle.governance.sources import FOLDER
 
     def say(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 NOTES = """\
 A and B are models or plan files (`treadle plan MODEL --out FILE.plan`). With --model they are commits of this
-repository: each is checked out beside it and compiles the model; nothing of it is built or changed.
+repository: each one's sources compile the model from a folder of their own; nothing is built or changed.
 The exit code is 0 where the plans are the same, 1 where they differ, as diff's is; errors end with 2."""
 MARKS = {"added": ("+", "32"), "removed": ("-", "31"), "changed": ("~", "33")}
 """kind -> (sign, colour of a terminal)."""
@@ -69,19 +69,18 @@ sys.exit(main(sys.argv[1:]))
 def plan_at(commit: str, options: argparse.Namespace) -> dict[str, Any]:
     """What a commit's sources compile of the model. Raises InvalidRequest where they do not."""
     from treadle.errors import InvalidRequest
+    from treadle.governance.git import commit_of, extract, root_of
 
-    top = run_git("rev-parse", "--show-toplevel").strip()
+    root = root_of(Path.cwd())
     arguments = ["plan", absolute(options.model), "--backend", "reference", "--max-num-seqs", "1", "--json"]
     if options.family_file:
         arguments += ["--family-file", absolute(options.family_file)]
+    full = commit_of(root, commit)
     with tempfile.TemporaryDirectory(prefix="treadle-plan-") as parent:
-        folder = Path(parent) / "sources"
-        run_git("-C", top, "worktree", "add", "--quiet", "--detach", str(folder), commit)
-        try:
-            command = [sys.executable, "-c", RUN_SOURCES, str(folder / "src"), *arguments]
-            made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        finally:
-            run_git("-C", top, "worktree", "remove", "--force", str(folder))
+        folder = Path(parent)
+        extract(root, full, folder)
+        command = [sys.executable, "-c", RUN_SOURCES, str(folder / "src"), *arguments]
+        made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if made.returncode:
         reason = (made.stderr.strip() or made.stdout.strip()).splitlines()[-1:]
         raise InvalidRequest(f"{commit}: its sources do not compile {options.model}: {' '.join(reason)}")
@@ -92,18 +91,6 @@ def plan_at(commit: str, options: argparse.Namespace) -> dict[str, Any]:
 def absolute(path: str) -> str:
     """A path that holds in another folder; a model's name stays one."""
     return str(Path(path).resolve()) if Path(path).exists() else path
-
-
-def run_git(*arguments: str) -> str:
-    from treadle.errors import InvalidRequest
-
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise InvalidRequest("comparing commits needs git") from None
-    if done.returncode:
-        raise InvalidRequest(f"git {arguments[0]}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout
 
 
 def show(found: list[dict[str, Any]]) -> None:

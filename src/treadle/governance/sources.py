@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from treadle.errors import InvalidRecord, InvalidRequest
+from treadle.governance.git import commit_of, run_git
 
 FOLDER: Final = "governance"
 LAST_LINE: Final = 300
@@ -51,17 +52,17 @@ class Checkout:
         return self.root / FOLDER
 
     def commit(self) -> str:
-        return self._git("rev-parse", "HEAD").strip()
+        return commit_of(self.root, "HEAD")
 
     def tree(self, paths: Sequence[str]) -> str:
         """A hash of what the paths hold at HEAD. Raises InvalidRecord where one does not exist or has changes that
         are not committed: evidence would be about sources that nobody can see."""
-        dirty = self._git("status", "--porcelain", "--", *paths).splitlines()
+        dirty = run_git(self.root, "status", "--porcelain", "--", *paths).splitlines()
         if dirty:
             raise InvalidRecord(f"{dirty[0][3:]}: has changes that are not committed; evidence is about a commit")
-        listed = self._git("ls-tree", "-r", "HEAD", "--", *paths)
+        listed = run_git(self.root, "ls-tree", "-r", "HEAD", "--", *paths)
         for path in paths:
-            if not self._git("ls-tree", "HEAD", "--", path.rstrip("/")):
+            if not run_git(self.root, "ls-tree", "HEAD", "--", path.rstrip("/")):
                 raise InvalidRequest(f"{path}: no such path in the commit")
         return hashlib.sha256(listed.encode()).hexdigest()
 
@@ -77,17 +78,6 @@ class Checkout:
             raise InvalidRequest(f"{command[0]}: no such program") from None
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         return Ran(done.returncode, round(time.monotonic() - began, 2), lines[-1][:LAST_LINE] if lines else "")
-
-    def _git(self, *arguments: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(self.root), *arguments], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            raise InvalidRequest("git is not installed") from None
-        if done.returncode:
-            raise InvalidRequest(f"git {arguments[0]}: {done.stderr.strip()}")
-        return done.stdout
 
 
 def machine() -> str:
