@@ -1,19 +1,17 @@
 """The peers: what each is made of, its venv, and the process that holds it while it is measured."""
 
-import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from treadle.bench.line_worker import LineWorker
 from treadle.bench.points import Point
 
 HERE = Path(__file__).resolve().parent
@@ -100,15 +98,11 @@ class Worker:
         options: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.started = time.perf_counter()
-        self._process = subprocess.Popen(
-            [*command, model, *map(str, (threads, max_batch, max_length)), *(f"{k}={v}" for k, v in options.items())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )
+        sizes = map(str, (threads, max_batch, max_length))
+        words = [*command, model, *sizes, *(f"{key}={value}" for key, value in options.items())]
+        self._process = LineWorker(words, Unavailable, {"OMP_NUM_THREADS": str(threads)})
         try:
-            hello = self._answer(LOAD_SECONDS)
+            hello = self._process.answer(LOAD_SECONDS)
             self.version, self.ran = str(hello["version"]), str(hello["ran"])
         except BaseException:
             self.close()
@@ -116,37 +110,11 @@ class Worker:
 
     def measure(self, point: Point) -> dict[str, Any]:
         """The worker's answer: "seconds", and what more it tells."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(point)) + "\n")
-            self._process.stdin.flush()
-        return self._answer(POINT_SECONDS)
-
-    def _answer(self, patience: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        overdue = threading.Timer(patience, self._process.kill)
-        overdue.start()
-        line = self._process.stdout.readline()
-        late = not overdue.is_alive()
-        overdue.cancel()
-        if not line:
-            code = self._process.wait()
-            raise Unavailable(f"no answer in {patience:.0f} s" if late else f"its worker ended with {code}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise Unavailable(answer["error"])
-        return answer
+        return self._process.ask(point, POINT_SECONDS)
 
     def close(self) -> None:
         """Ends the worker, whatever state it is in."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.close()
 
 
 def command_of(peer: Peer) -> list[Any]:

@@ -1,18 +1,14 @@
 """The two sides of a comparison: a commit's sources, checked out and built beside the repository, and its worker."""
 
-import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from treadle.bench import pair_worker
+from treadle.bench.line_worker import LineWorker
 from treadle.bench.points import Point
 from treadle.errors import InvalidRequest, TreadleError
 from treadle.governance.git import commit_of, extract
@@ -65,44 +61,19 @@ class Side:
     def __init__(
         self, name: str, sources: Path, model: str, threads: int, numerics: str, room: Mapping[str, int]
     ) -> None:
-        self.name = name
-        sizes = [str(room[key]) for key in ("max_batch", "max_length", "tokens")]
-        worker = [sys.executable, pair_worker.__file__, str(sources), model, str(threads), numerics, *sizes]
-        self._process = subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        sizes = [room[key] for key in ("max_batch", "max_length", "tokens")]
+        command = [sys.executable, pair_worker.__file__, sources, model, threads, numerics, *sizes]
+        self._worker = LineWorker(command, lambda why: TreadleError(f"{name}: {why}"))
         try:
-            self.facts = self._answer()
+            self.facts = self._worker.answer(ANSWER_SECONDS)
         except BaseException:
             self.close()
             raise
 
     def measure(self, point: Point) -> list[float]:
         """Seconds of each step."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(point)) + "\n")
-            self._process.stdin.flush()
-        steps: list[float] = self._answer()["steps"]
+        steps: list[float] = self._worker.ask(point, ANSWER_SECONDS)["steps"]
         return steps
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        overdue = threading.Timer(ANSWER_SECONDS, self._process.kill)
-        overdue.start()
-        line = self._process.stdout.readline()
-        overdue.cancel()
-        if not line:
-            raise TreadleError(f"{self.name}: its process ended with {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise TreadleError(f"{self.name}: {answer['error']}")
-        return answer
-
     def close(self) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._worker.close()

@@ -56,7 +56,7 @@ def run_trace(
         "point": point.label,
         "steps": len(runs),
         "limits": limits.rounded(),
-        "step_ms": round(sum(op["ms"] for op in found), 4),
+        "step_ms": round(sum(op["ms"] for op in found), 5),
         "groups": _groups(ops, found, point, limits),
         "ops": found,
     }

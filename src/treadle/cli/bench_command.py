@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.figures import human_bytes
 from treadle.cli.options import NUMERICS, add_quantize_option, positive
+from treadle.cli.status_line import status_line
 from treadle.errors import InvalidRequest
 
 
@@ -41,12 +41,7 @@ def execute(options: argparse.Namespace) -> int:
         pull_if_missing(model)
     from treadle.bench.report import run_bench, table
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-
-    try:
+    with status_line() as say:
         report = run_bench(
             model,
             choose_points(options.points, options.lengths, options.depths, options.batches),
@@ -57,9 +52,6 @@ def execute(options: argparse.Namespace) -> int:
             repeat=options.repeat,
             say=say,
         )
-    finally:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
     if options.html:
         from treadle.bench.html import write_page
 

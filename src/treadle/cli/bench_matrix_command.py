@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.cli.options import positive
+from treadle.cli.status_line import status_line
 
 if TYPE_CHECKING:
     from treadle.governance.sources import Checkout
@@ -41,18 +41,11 @@ def execute(options: argparse.Namespace) -> int:
     if options.record:
         checkout.tree(["src", "native"])  # refuses what is not committed before anything is measured
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-
     matrix = read_matrix(checkout.folder)
-    try:
+    with status_line() as say:
         reports = run_matrix(
             matrix, options.only, threads=options.threads, numerics=options.numerics, repeat=options.repeat, say=say
         )
-    finally:
-        say("")
     if options.record:
         for report in reports:
             record(checkout, report)

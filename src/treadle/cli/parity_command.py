@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.cli.options import positive
+from treadle.cli.status_line import say
 
 if TYPE_CHECKING:
     from treadle.parity.matrix import Case, Defaults
@@ -48,7 +48,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.flips:
         return _flips(cases, matrix.defaults, options)
     settings = choose_settings(options.backend, options.numerics)
-    chosen = (settings, options.threads, options.trace, _say)
+    chosen = (settings, options.threads, options.trace, say)
     if options.model is None:
         run = run_cases(cases, matrix.defaults, *chosen)
     else:
@@ -60,12 +60,12 @@ def execute(options: argparse.Namespace) -> int:
             if report.status == "passed":
                 record(report)
             if not options.json:
-                _say("")
+                say("")
                 print(line(report), flush=True)
                 if options.trace:
                     print("\n".join(trace_lines(report)))
     finally:
-        _say("")
+        say("")
     if options.html:
         Path(options.html).write_text(page(reports), encoding="utf-8")
     print(json.dumps(totals(reports)) if options.json else summary(reports))
@@ -79,23 +79,17 @@ def _flips(cases: Sequence["Case"], defaults: "Defaults", options: argparse.Name
 
     reports = []
     try:
-        for report in run_flips(cases, defaults, threads=options.threads, say=_say):
+        for report in run_flips(cases, defaults, threads=options.threads, say=say):
             reports.append(report)
             if not options.json:
-                _say("")
+                say("")
                 name = f"{report.family}/{report.case}: {report.key} = {json.dumps(report.value)}"
                 print(f"{report.outcome:9}  {name}  {report.message}", flush=True)
     finally:
-        _say("")
+        say("")
     counts = {outcome: sum(report.outcome == outcome for report in reports) for outcome in Outcome}
     if options.json:
         print(json.dumps({"outcomes": counts, "flips": [msgspec.to_builtins(report) for report in reports]}))
     else:
         print(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
     return 1 if any(report.outcome in FAULTS for report in reports) else 0
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from treadle.cli.options import add_engine_options, engine_options, positive
+from treadle.cli.status_line import say
 from treadle.errors import InvalidRequest
 
 NOTES = """\
@@ -32,20 +33,15 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.inference.llm import LLM
     from treadle.inference.perplexity import engine_sizes, perplexity
 
-    live = sys.stderr.isatty()
-
     def show(done: int, total: int, so_far: float) -> None:
-        if live:
-            sys.stderr.write(f"\r\x1b[Kwindow {done} of {total}: {so_far:.4f}")
-            sys.stderr.flush()
+        say(f"window {done} of {total}: {so_far:.4f}")
 
     fields = {name: getattr(chosen, name) for name in chosen.__struct_fields__}
     with LLM(options.model, **{**fields, **engine_sizes(options.ctx)}) as llm:
         try:
             report = perplexity(llm, text, options.ctx, options.stride, show)
         finally:
-            if live:
-                sys.stderr.write("\r\x1b[K")
+            say("")
         if options.json:
             print(json.dumps({**msgspec.to_builtins(report), "numerics": llm.info.numerics, "model": llm.info.model}))
         else:

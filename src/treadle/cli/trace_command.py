@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from treadle.cli.options import add_quantize_option, positive
+from treadle.cli.status_line import status_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +28,11 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.bench.points import Point
     from treadle.bench.trace import chrome_events, run_trace, table
 
-    def say(text: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-
     if options.prefill:
         point = Point("prefill", tokens=options.prefill, batch=options.batch, prompt=0)
     else:
         point = Point("decode", tokens=1, batch=options.batch, prompt=options.decode)
-    try:
+    with status_line() as say:
         report = run_trace(
             options.model,
             point,
@@ -47,8 +42,6 @@ def execute(options: argparse.Namespace) -> int:
             repeat=options.repeat,
             say=say,
         )
-    finally:
-        say("")
     if options.html:
         from treadle.bench.trace_html import write_page
 
