@@ -101,3 +101,20 @@ def test_a_missing_family_file_is_an_error(tmp_path, tiny_checkpoint):
     for name in ("none.py", "none.txt"):
         with pytest.raises(InvalidRequest, match="none"):
             open_checkpoint(tiny_checkpoint("llama"), family_file=tmp_path / name)
+
+
+def test_a_family_file_that_says_no_norm_is_told_so(tmp_path, tiny_checkpoint):
+    path = tmp_path / "bare.py"
+    path.write_text(
+        "import dataclasses\n"
+        "from treadle.models.decoder import BaseDecoderConfig\n"
+        "from treadle.models.registry import Family\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Bare(BaseDecoderConfig):\n"
+        "    MODEL_TYPE = 'llama'\n"
+        "    ARCHITECTURES = ('LlamaForCausalLM',)\n"
+        "    IGNORED = frozenset({'rms_norm_eps', 'attention_bias', 'mlp_bias'})\n"
+        "FAMILY = Family(Bare, lambda config: config.norm)\n"
+    )
+    with pytest.raises(UnsupportedModel, match="llama: Bare says no norm; define the property `norm`"):
+        open_checkpoint(tiny_checkpoint("llama"), family_file=path)

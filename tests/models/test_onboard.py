@@ -148,3 +148,29 @@ def test_the_command(tiny_checkpoint, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["fits"][0]["family"] == "llama"
     assert main(["onboard", str(tiny_checkpoint("llama"))]) == 0
     assert "supported: it runs as it is" in capsys.readouterr().out
+
+
+def test_keys_that_a_family_need_not_read_are_no_news(tiny_checkpoint, tmp_path):
+    """Those of all families, and those that may stand with one value only."""
+    path = changed(tiny_checkpoint("llama"), tmp_path / "m", model_type="other", is_decoder=False, use_cache=True)
+    assert fit(examine(path), "llama").unknown_keys == {}
+    path = changed(tiny_checkpoint("llama"), tmp_path / "n", model_type="other", hidden_act="gelu_pytorch_tanh")
+    assert "hidden_act" not in fit(examine(path), "gemma2").unknown_keys
+
+
+def test_keys_of_gguf_are_judged_as_its_own(tmp_path):
+    from gguf import GGUFWriter
+
+    path = tmp_path / "a.gguf"
+    writer = GGUFWriter(path, "newarch")
+    for key in ("vocab_size", "embedding_length", "feed_forward_length", "block_count", "context_length"):
+        writer.add_uint32(f"newarch.{key}", 8)
+    writer.add_uint32("newarch.attention.head_count", 2)
+    writer.add_float32("newarch.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_string("newarch.tensor_data_layout", "reference")
+    writer.add_uint32("newarch.num_labels", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert fit(examine(path), "llama").unknown_keys == {"num_labels": 3}

@@ -175,13 +175,17 @@ class Config:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             values[field.name] = read_field(keys, field, hints[field.name], values)
-        if keys.container is Container.SAFETENSORS:
-            keys.refuse_rest(HF_IGNORED | cls.IGNORED, {**HF_ONLY, **cls.ONLY})
-        else:
-            keys.refuse_rest(GGUF_IGNORED, {**GGUF_ONLY, **cls.GGUF_ONLY})
+        keys.refuse_rest(*cls.harmless(keys.container))
         config = cls(**values)
         config.check(keys)
         return config
+
+    @classmethod
+    def harmless(cls, container: Container) -> tuple[frozenset[str], Mapping[str, object]]:
+        """Keys that need not be read: those that change nothing, and those that may have one value, or null."""
+        if container is Container.SAFETENSORS:
+            return HF_IGNORED | cls.IGNORED, {**HF_ONLY, **cls.ONLY}
+        return GGUF_IGNORED, {**GGUF_ONLY, **cls.GGUF_ONLY}
 
     def check(self, keys: Keys) -> None:
         """Relations between fields. Raises UnsupportedModel."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from treadle.errors import UnsupportedModel
 from treadle.models import blocks
 from treadle.models.blocks import Norm
 from treadle.models.config import Config, Keys, convert, declare
@@ -76,8 +77,8 @@ class BaseDecoderConfig(Config):
 
     @property
     def norm(self) -> Norm:
-        """The norm before attention, MLP and head."""
-        raise NotImplementedError
+        """The norm before attention, MLP and head. Raises UnsupportedModel where a family's config does not say it."""
+        raise UnsupportedModel(f"{self.MODEL_TYPE}: {type(self).__name__} says no norm; define the property `norm`")
 
     def facts(self) -> ModelFacts:
         reach = None if self.rope is None else self.rope.reach()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from treadle.models.blocks import GGUF_LAYER
+from treadle.models.blocks import GGUF_LAYER, HF_LAYER
 from treadle.models.config import Keys, convert, declare
 from treadle.models.decoder import DecoderConfig
 from treadle.models.spec import Names, Op, WeightSpec
@@ -135,3 +135,33 @@ class ExpertsConfig(DecoderConfig):
             intermediate,
             **{"activation": self.hidden_act, **changes},  # type: ignore[arg-type]
         )
+
+
+class GatedSharedConfig(Protocol):
+    """What a mixture beside a gated shared expert asks of its config."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def moe_intermediate_size(self) -> int: ...
+    @property
+    def shared_expert_intermediate_size(self) -> int: ...
+    @property
+    def norm_topk_prob(self) -> bool: ...
+    def moe_params(self, intermediate: int, **changes: Any) -> MoEParams: ...
+
+
+def beside_gated_shared(config: GatedSharedConfig) -> Op:
+    """Experts over h beside a shared one that has a gate of its own, as Qwen's are."""
+    prefix = HF_LAYER + "mlp."
+    params = config.moe_params(
+        config.moe_intermediate_size,
+        normalise=int(config.norm_topk_prob),
+        shared_intermediate=config.shared_expert_intermediate_size,
+    )
+    names = whole(prefix, router="gate.weight", shared_router="shared_expert_gate.weight")
+    names |= whole(prefix, **shared_projections("shared_expert.{part}_proj.weight"))
+    names |= apart(prefix, config.num_experts, **projections("experts.{expert}.{part}_proj.weight"))
+    return moe(params, names, config.hidden_size)

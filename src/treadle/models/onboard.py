@@ -26,7 +26,6 @@ from treadle.formats.tensors import TensorInfo, TensorSource
 from treadle.models.checkpoint import CONFIG_NAME
 from treadle.models.compile import CompileOptions, compile_model
 from treadle.models.config import REQUIRED, Config, Keys, brief, read_field
-from treadle.models.known_keys import HF_IGNORED, HF_ONLY
 from treadle.models.registry import GGUF_FAMILIES, HF_FAMILIES, Family
 from treadle.models.rope import DEFAULT_THETA, Rope
 from treadle.models.spec import LAYER
@@ -234,7 +233,7 @@ def _read(kind: type[Config], keys: Keys) -> Reading:
         config.check(keys)
     except UnsupportedModel as error:
         refused.append(str(error))
-    return Reading(config, refused, keys.rest(HF_IGNORED | kind.IGNORED, HF_ONLY))
+    return Reading(config, refused, keys.rest(*kind.harmless(keys.container)))
 
 
 def _stand_in(field: dataclasses.Field[Any], hint: Any, values: Mapping[str, Any], error: UnsupportedModel) -> Any:

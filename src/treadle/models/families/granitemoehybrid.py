@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 from treadle.models import blocks, experts, mixers
 from treadle.models.blocks import HF_LAYER
 from treadle.models.config import Keys, convert, declare
-from treadle.models.decoder import DecoderConfig, decoder, pre_norm_layer
 from treadle.models.experts import MAX_EXPERTS
-from treadle.models.families.granite import read_attention_multiplier
+from treadle.models.families.granite import MultipliedConfig, multiplied
 from treadle.models.hybrid import attends, by_layer_types, has, read_kv_heads
 from treadle.models.registry import Family
 from treadle.models.rope import Rope, read_rope
@@ -47,7 +46,7 @@ def read_experts(keys: Keys, values: Mapping[str, Any]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GraniteMoeHybridConfig(DecoderConfig):
+class GraniteMoeHybridConfig(MultipliedConfig):
     MODEL_TYPE: ClassVar[str] = "granitemoehybrid"
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("GraniteMoeHybridForCausalLM",)
     GGUF_ARCHITECTURE: ClassVar[str | None] = "granitehybrid"
@@ -58,10 +57,6 @@ class GraniteMoeHybridConfig(DecoderConfig):
     rope: Rope | None = declare(reader=read_positions)
     rms_norm_eps: float = declare(1e-6, gguf="attention.layer_norm_rms_epsilon", bounds=(0.0, 1.0))
     attention_bias: bool = declare(reader=has("attention_bias", False, "attn_q.bias"))
-    attention_multiplier: float = declare(reader=read_attention_multiplier)
-    embedding_multiplier: float = declare(1.0, gguf="embedding_scale")
-    residual_multiplier: float = declare(1.0, gguf="residual_scale")
-    logits_scaling: float = declare(1.0, gguf="logit_scale")
     num_local_experts: int = declare(reader=read_experts)
     num_experts_per_tok: int = declare(2, gguf="expert_used_count", bounds=(0, MAX_EXPERTS))
     shared_intermediate_size: int = declare(1024, gguf="expert_shared_feed_forward_length")
@@ -125,23 +120,8 @@ def architecture(config: GraniteMoeHybridConfig) -> Architecture:
         activation=config.hidden_act,
     )
     mamba = mixers.mamba2(params, HF_LAYER + "mamba.", config.mamba_conv_bias, config.mamba_proj_bias)
-    attention = blocks.attention(
-        config.attention_params(scale=config.attention_multiplier),
-        config.rope,
-        biases=blocks.BIASES if config.attention_bias else (),
-        gguf_permuted=True,
-    )
-    mlp = feed_forward(config)
-
-    def layer(attends: bool) -> tuple[Op, ...]:
-        return pre_norm_layer(config, attention if attends else mamba, mlp, config.residual_multiplier)
-
-    return decoder(
-        config,
-        tuple(layer(attends) for attends in config.attends),
-        embedding_scale=config.embedding_multiplier,
-        logit_scale=1.0 / config.logits_scaling,
-    )
+    of_layers = [None if attends else mamba for attends in config.attends]
+    return multiplied(config, [feed_forward(config)] * config.num_hidden_layers, of_layers)
 
 
 FAMILY = Family(GraniteMoeHybridConfig, architecture)

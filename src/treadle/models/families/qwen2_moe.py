@@ -9,7 +9,6 @@ import dataclasses
 from typing import ClassVar
 
 from treadle.models import blocks, experts
-from treadle.models.blocks import HF_LAYER
 from treadle.models.config import declare
 from treadle.models.decoder import decoder, pre_norm_layer
 from treadle.models.experts import MAX_EXPERTS, ExpertsConfig
@@ -35,16 +34,7 @@ class Qwen2MoeConfig(ExpertsConfig):
 
 
 def architecture(config: Qwen2MoeConfig) -> Architecture:
-    prefix = HF_LAYER + "mlp."
-    params = config.moe_params(
-        config.moe_intermediate_size,
-        normalise=int(config.norm_topk_prob),
-        shared_intermediate=config.shared_expert_intermediate_size,
-    )
-    names = experts.whole(prefix, router="gate.weight", shared_router="shared_expert_gate.weight")
-    names |= experts.whole(prefix, **experts.shared_projections("shared_expert.{part}_proj.weight"))
-    names |= experts.apart(prefix, config.num_experts, **experts.projections("experts.{expert}.{part}_proj.weight"))
-    moe = experts.moe(params, names, config.hidden_size)
+    moe = experts.beside_gated_shared(config)
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act)
 
     def layer(window: int, sparse: bool) -> tuple[Op, ...]:

@@ -93,19 +93,6 @@ class Qwen3NextConfig(ExpertsConfig):
         return Norm(eps=self.rms_norm_eps, one_plus=True)
 
 
-def mixture(config: Qwen3NextConfig) -> Op:
-    prefix = HF_LAYER + "mlp."
-    params = config.moe_params(
-        config.moe_intermediate_size,
-        normalise=int(config.norm_topk_prob),
-        shared_intermediate=config.shared_expert_intermediate_size,
-    )
-    names = experts.whole(prefix, router="gate.weight", shared_router="shared_expert_gate.weight")
-    names |= experts.whole(prefix, **experts.shared_projections("shared_expert.{part}_proj.weight"))
-    names |= experts.apart(prefix, config.num_experts, **experts.projections("experts.{expert}.{part}_proj.weight"))
-    return experts.moe(params, names, config.hidden_size)
-
-
 def architecture(config: Qwen3NextConfig) -> Architecture:
     params = config.attention_params(qk_norm=QKNorm.RMS_PER_HEAD, qk_norm_eps=config.rms_norm_eps, output_gate=1)
     cut = blocks.gated_q(params)
@@ -122,7 +109,7 @@ def architecture(config: Qwen3NextConfig) -> Architecture:
         activation=config.hidden_act,
     )
     mixer = mixers.gated_delta_net(delta, HF_LAYER + "linear_attn.")
-    moe, mlp = mixture(config), blocks.mlp(config.intermediate_size, config.hidden_act)
+    moe, mlp = experts.beside_gated_shared(config), blocks.mlp(config.intermediate_size, config.hidden_act)
 
     def layer(attends: bool, sparse: bool) -> tuple[Op, ...]:
         return (
