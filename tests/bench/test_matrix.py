@@ -1,15 +1,16 @@
 """The benchmark matrix: what its file may say, what is run of it, and the records that it leaves."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.governance.checkouts import checkout_with
 
 from treadle.bench.matrix import read_matrix, run_matrix
 from treadle.cli.main import main
 from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
 from treadle.governance.ledger import Benchmark, Ledger
+from treadle.governance.runs import BENCHMARKS
 
 BUDGETS = "[budgets]\nprefill = 0.03\ndecode = 0.02\np95 = 0.05\nmemory = 0.01\ndispatches = 0.1\nfallbacks = 0\n"
 TINY = (
@@ -25,26 +26,11 @@ batches = [2]
 )
 
 
-def git(root, *arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
-
-
 @pytest.fixture
 def checkout(tmp_path):
-    for name, text in (
-        ("governance/phases.toml", "phase = []\n"),
-        ("governance/benchmarks.toml", TINY),
-        ("src/a", "a"),
-        ("native/b", "b"),
-    ):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-qm", "x")
-    return tmp_path
+    return checkout_with(
+        tmp_path, {"phases.toml": "phase = []\n", "benchmarks.toml": TINY}, list(BENCHMARKS.covers)
+    ).root
 
 
 def test_what_is_measured_is_recorded(checkout, monkeypatch, capsys):
@@ -62,9 +48,9 @@ def test_what_is_measured_is_recorded(checkout, monkeypatch, capsys):
 
 def test_sources_that_are_not_committed_are_not_recorded(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
-    (checkout / "src" / "a").write_text("other")
+    (checkout / "native" / "file").write_text("other")
     assert main(["bench", "matrix", "--record"]) == 1
-    assert "src/a: has changes that are not committed" in capsys.readouterr().err
+    assert "native/file: has changes that are not committed" in capsys.readouterr().err
     assert not (checkout / "governance" / "benchmarks.jsonl").exists()
 
 

@@ -1,10 +1,10 @@
 """Phases and their records on a small checkout: what is refused, and what a record that was touched does."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.governance.checkouts import checkout_with, commit
 
 from treadle.cli.main import main
 from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
@@ -32,29 +32,11 @@ covers = ["docs"]
 """
 
 
-def git(root, *arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
-
-
-def commit(root, **files):
-    for name, text in files.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "x")
-
-
 @pytest.fixture
 def checkout(tmp_path):
-    git(tmp_path, "init", "-q")
-    (tmp_path / "governance").mkdir()
-    (tmp_path / "governance" / "phases.toml").write_text(PHASES)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "a.md").write_text("a")
+    found = checkout_with(tmp_path, {"phases.toml": PHASES}, ["docs/a.md"])
     commit(tmp_path, src__code="0")
-    return Checkout.around(tmp_path / "docs")
+    return found
 
 
 def states(checkout):

@@ -32,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     from treadle.bench.matrix import read_matrix, run_matrix
     from treadle.bench.report import table
-    from treadle.governance.benchmarks import record
+    from treadle.governance.runs import BENCHMARKS, record_benchmark
     from treadle.governance.sources import Checkout
 
     checkout = Checkout.around(Path.cwd())
     if options.list:
         return show_list(checkout, options)
     if options.record:
-        checkout.tree(["src", "native"])  # refuses what is not committed before anything is measured
+        checkout.begin(BENCHMARKS.covers)  # refuses what is not committed before anything is measured
 
     matrix = read_matrix(checkout.folder)
     with status_line() as say:
@@ -48,7 +48,7 @@ def execute(options: argparse.Namespace) -> int:
         )
     if options.record:
         for report in reports:
-            record(checkout, report)
+            record_benchmark(checkout, report)
     if options.json:
         print(json.dumps({"models": reports}))
     else:
@@ -60,9 +60,9 @@ def show_list(checkout: "Checkout", options: argparse.Namespace) -> int:
     import msgspec
 
     from treadle.bench.matrix import check_models, listing, read_matrix
-    from treadle.governance.benchmarks import records
+    from treadle.governance.runs import BENCHMARKS, ledger_of
 
-    matrix, kept = read_matrix(checkout.folder), records(checkout)
+    matrix, kept = read_matrix(checkout.folder), ledger_of(checkout, BENCHMARKS).records
     check_models(matrix)
     if options.json:
         print(json.dumps({**msgspec.to_builtins(matrix), "records": len(kept)}))

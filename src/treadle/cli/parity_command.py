@@ -10,6 +10,7 @@ from treadle.cli.options import positive
 from treadle.cli.status_line import say
 
 if TYPE_CHECKING:
+    from treadle.governance.sources import Checkout
     from treadle.parity.matrix import Case, Defaults
 
 
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: set each config value to something else; refused by name or right, never silently wrong",
     )
     parser.add_argument("--trace", action="store_true", help="compare every instruction, also where a case passes")
+    parser.add_argument(
+        "--record", action="store_true", help="keep what came of the whole matrix in governance/parity.jsonl"
+    )
     parser.add_argument("--list", action="store_true", help="name the cases, and run nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--html", metavar="FILE", help="write a report, which needs no other file")
@@ -45,6 +49,7 @@ def execute(options: argparse.Namespace) -> int:
         listed = [{"family": case.family, "case": case.name, "class": case.class_name} for case in cases]
         print(json.dumps(listed) if options.json else "\n".join(f"{c['family']}/{c['case']}" for c in listed))
         return 0
+    checkout = _checkout(options) if options.record else None
     if options.flips:
         return _flips(cases, matrix.defaults, options)
     settings = choose_settings(options.backend, options.numerics)
@@ -66,10 +71,31 @@ def execute(options: argparse.Namespace) -> int:
                     print("\n".join(trace_lines(report)))
     finally:
         say("")
+    if checkout is not None:
+        from treadle.governance.runs import record_parity
+        from treadle.parity.matrix import MATRIX
+        from treadle.parity.run import load_oracle
+
+        record_parity(checkout, totals(reports)["cases"], MATRIX.read_bytes(), load_oracle().versions())
     if options.html:
         Path(options.html).write_text(page(reports), encoding="utf-8")
     print(json.dumps(totals(reports)) if options.json else summary(reports))
     return 0 if all(report.status == "passed" for report in reports) else 1
+
+
+def _checkout(options: argparse.Namespace) -> "Checkout":
+    """Where a run is recorded. Raises InvalidRequest for a part of the matrix, InvalidRecord for changes that are not
+    committed, before anything is run."""
+    from treadle.errors import InvalidRequest
+    from treadle.governance.runs import PARITY
+    from treadle.governance.sources import Checkout
+
+    parts = ("model", "family", "case", "backend", "numerics")
+    if options.flips or any(getattr(options, part) is not None for part in parts):
+        raise InvalidRequest("--record keeps what came of the whole matrix: give no model and no part of it")
+    checkout = Checkout.around(Path.cwd())
+    checkout.begin(PARITY.covers)
+    return checkout
 
 
 def _flips(cases: Sequence["Case"], defaults: "Defaults", options: argparse.Namespace) -> int:

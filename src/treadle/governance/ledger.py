@@ -63,7 +63,23 @@ class Benchmark(Record, frozen=True, tag="benchmark"):
     report: dict[str, Any]
 
 
-Entry = Evidence | Signature | Benchmark
+class Parity(Record, frozen=True, tag="parity"):
+    """The parity matrix was run, all of it. `failed`: its cases, with their settings; `matrix`: hash of its file;
+    `plans`, `weights`: one hash over those of all cases; `kernels`: by backend; `worst`: figures by setting;
+    `versions`: of the oracle."""
+
+    passed: int
+    failed: list[str]
+    matrix: str
+    plans: str
+    weights: str
+    kernels: dict[str, str]
+    worst: dict[str, dict[str, float]]
+    versions: dict[str, str]
+    machine: str
+
+
+Entry = Evidence | Signature | Benchmark | Parity
 
 
 class Ledger:

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
-from treadle.governance.ledger import Evidence, Ledger, Signature
+from treadle.governance import runs
+from treadle.governance.ledger import Entry, Evidence, Ledger, Signature
+from treadle.governance.runs import KINDS
 from treadle.governance.sources import Checkout, machine, now
 
 RECORDS: Final = "records.jsonl"
 
 
 class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`command` proves it by exit code 0. `covers`: paths; a change in them makes evidence stale."""
+    """Proven by `command`, with exit code 0, or by what `record` names: the last run of that kind on record.
+
+    `covers`: paths; a change in them makes evidence stale. A kind of record has its own.
+    """
 
     id: str
     what: str
-    command: list[str]
-    covers: list[str]
+    command: list[str] = []
+    covers: list[str] = []
+    record: Literal["parity", "benchmarks"] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.record is None) != bool(self.command) or bool(self.command) != bool(self.covers):
+            raise ValueError(f"criterion {self.id!r}: either a command and what it covers, or a record")
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """What evidence of it is about."""
+        return self.covers if self.record is None else KINDS[self.record].covers
 
 
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,8 +101,12 @@ def ledger_of(checkout: Checkout) -> Ledger:
 def criteria(phase: Phase) -> Iterator[Criterion]:
     """The exit criteria, and that the way back works."""
     yield from phase.criterion
-    covers = sorted({path for criterion in phase.criterion for path in criterion.covers})
-    yield Criterion("rollback", phase.rollback, phase.rollback_proof, covers)
+    yield Criterion("rollback", phase.rollback, phase.rollback_proof, covered(phase))
+
+
+def covered(phase: Phase) -> list[str]:
+    """The paths that any of its criteria is about."""
+    return sorted({path for criterion in phase.criterion for path in criterion.paths})
 
 
 def standing(checkout: Checkout, ledger: Ledger, phase: Phase) -> list[Standing]:
@@ -95,37 +114,54 @@ def standing(checkout: Checkout, ledger: Ledger, phase: Phase) -> list[Standing]
 
 
 def _standing(checkout: Checkout, ledger: Ledger, phase: Phase, criterion: Criterion) -> Standing:
-    found = [
-        record
-        for record in ledger.records
-        if isinstance(record, Evidence) and (record.phase, record.criterion) == (phase.name, criterion.id)
-    ]
-    if not found:
-        return Standing(criterion.id, criterion.what, State.MISSING, f"run `treadle gate check {phase.name}`")
-    last = found[-1]
-    about = f"{last.date}, commit {last.commit[:10]}"
+    how = f"treadle gate check {phase.name}" if criterion.record is None else KINDS[criterion.record].command
+    last: Entry | None = None
+
+    def point(state: State, why: str) -> Standing:
+        return Standing(criterion.id, criterion.what, state, why, "" if last is None else last.hash)
+
     try:
-        tree = checkout.tree(criterion.covers)
+        tree, dirty = checkout.tree(criterion.paths), ""
     except InvalidRecord as error:
-        return Standing(criterion.id, criterion.what, State.STALE, str(error), last.hash)
-    if last.command != criterion.command:
-        return Standing(criterion.id, criterion.what, State.STALE, f"{about}: was proven by another command", last.hash)
+        tree, dirty = "", str(error)
+    last = _evidence(checkout, ledger, phase, criterion, tree)
+    if last is None:
+        return point(State.MISSING, f"run `{how}`")
+    if dirty:
+        return point(State.STALE, dirty)
+    about = f"{last.date}, commit {last.commit[:10]}"
+    if isinstance(last, Evidence) and last.command != criterion.command:
+        return point(State.STALE, f"{about}: was proven by another command; run `{how}`")
     if last.tree != tree:
-        why = f"{about}: older than the code that it covers ({', '.join(criterion.covers)})"
-        return Standing(criterion.id, criterion.what, State.STALE, why, last.hash)
-    if last.exit_code:
-        return Standing(criterion.id, criterion.what, State.FAILED, f"{about}: {last.output}", last.hash)
-    return Standing(criterion.id, criterion.what, State.PROVEN, f"{about}: {last.output}", last.hash)
+        older = f"older than the code that it covers ({', '.join(criterion.paths)})"
+        return point(State.STALE, f"{about}: {older}; run `{how}`")
+    passed, told = runs.outcome(last)
+    return point(State.PROVEN if passed else State.FAILED, f"{about}: {told}")
+
+
+def _evidence(checkout: Checkout, ledger: Ledger, phase: Phase, criterion: Criterion, tree: str) -> Entry | None:
+    """The record that decides a criterion, if there is any."""
+    if criterion.record is not None:
+        return runs.evidence(checkout, criterion.record, tree)
+    name = (phase.name, criterion.id)
+    found = [r for r in ledger.records if isinstance(r, Evidence) and (r.phase, r.criterion) == name]
+    return found[-1] if found else None
 
 
 def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> list[Standing]:
-    """Runs every criterion of a phase and records what came of it, failures too.
+    """Runs every criterion of a phase that is a command, and records what came of it, failures too.
 
-    Raises InvalidRecord (changes that are not committed), InvalidRequest.
+    Raises InvalidRecord (changes that are not committed; a criterion that is a record which is missing, failed or
+    stale, before anything is run), InvalidRequest.
     """
     phase, ledger = phase_named(checkout, name), ledger_of(checkout)
-    trees = {criterion.id: checkout.tree(criterion.covers) for criterion in criteria(phase)}
+    commands = [criterion for criterion in criteria(phase) if criterion.record is None]
+    checkout.begin(covered(phase))
+    trees = {criterion.id: checkout.tree(criterion.covers) for criterion in commands}
     for criterion in criteria(phase):
+        if criterion.record is not None:
+            _refuse(phase, [_standing(checkout, ledger, phase, criterion)])
+    for criterion in commands:
         say(f"{criterion.id}: {' '.join(criterion.command)}")
         ran = checkout.run(criterion.command)
         ledger.append(
@@ -156,10 +192,7 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
     if not identity.strip() or not note.strip():
         raise InvalidRequest("a signature needs who signs (--as) and why (--note)")
     found = standing(checkout, ledger, phase)
-    open_points = [point for point in found if point.state is not State.PROVEN]
-    if open_points:
-        point = open_points[0]
-        raise InvalidRecord(f"phase {name}: {point.criterion} is {point.state}: {point.why}")
+    _refuse(phase, found)
     record = ledger.append(
         Signature(
             number=0,
@@ -167,7 +200,7 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
             date=now(),
             phase=name,
             commit=checkout.commit(),
-            tree=checkout.tree(sorted({path for criterion in phase.criterion for path in criterion.covers})),
+            tree=checkout.tree(covered(phase)),
             role=role,
             identity=identity.strip(),
             note=note.strip(),
@@ -176,6 +209,13 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
     )
     assert isinstance(record, Signature)
     return record
+
+
+def _refuse(phase: Phase, found: Sequence[Standing]) -> None:
+    """Raises InvalidRecord for the first that is not proven."""
+    for point in found:
+        if point.state is not State.PROVEN:
+            raise InvalidRecord(f"phase {phase.name}: {point.criterion} is {point.state}: {point.why}")
 
 
 def signatures(ledger: Ledger, phase: Phase, found: list[Standing]) -> dict[str, str]:

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import treadle
 from treadle.errors import InvalidRecord, InvalidRequest
 from treadle.governance.git import commit_of, run_git
 
@@ -65,6 +67,23 @@ class Checkout:
             if not run_git(self.root, "ls-tree", "HEAD", "--", path.rstrip("/")):
                 raise InvalidRequest(f"{path}: no such path in the commit")
         return hashlib.sha256(listed.encode()).hexdigest()
+
+    def begin(self, paths: Sequence[str]) -> None:
+        """Before something is run that a record will be about. Raises InvalidRecord for changes of the paths that are
+        not committed, and where what runs here was not made of these sources."""
+        self.tree(paths)
+        package = self.root / "src" / "treadle"
+        if not (package / "__init__.py").exists():
+            return
+        running = Path(treadle.__file__).resolve().parent
+        if running != package.resolve():
+            raise InvalidRecord(f"{running} runs, and the record would be about {package}")
+        core = find_spec("treadle._native")
+        assert core is not None and core.origin is not None
+        built = Path(core.origin).stat().st_mtime
+        for path in (self.root / "native").rglob("*.[ch]pp"):
+            if path.stat().st_mtime > built and "tests" not in path.relative_to(self.root).parts:
+                raise InvalidRecord(f"{path.relative_to(self.root)} is newer than the native core: run `make native`")
 
     def run(self, command: Sequence[str]) -> Ran:
         """Runs a command at the root, with this interpreter's programs first on the path."""
