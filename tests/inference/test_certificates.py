@@ -1,8 +1,10 @@
 """Certificates: found again for the same model and code only, and never when edited."""
 
+import hashlib
 import json
 import shutil
 import time
+from importlib import import_module
 
 import msgspec
 import pytest
@@ -140,6 +142,24 @@ def test_an_engine_tells_whether_its_model_is_certified(home, tiny_checkpoint, t
     data[-1] ^= 1
     weights.write_bytes(data)
     assert not certified(path, numerics="exact")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_another_byte_of_a_backends_code_is_another_subject(backend, home, tiny_checkpoint, monkeypatch):
+    path, options = tiny_checkpoint("llama"), {"backend": backend, "numerics": "exact", "max_num_seqs": 1}
+    certify(path, **options)
+    assert certified(path, **options)
+    module = import_module(f"treadle.inference.backends.{backend}")
+    hashed = module.code_hash
+    names = []
+
+    def one_byte_more(files):
+        names.extend(file.name for file in files)
+        return hashlib.sha256(hashed(files).encode() + b"\n").hexdigest()
+
+    monkeypatch.setattr(module, "code_hash", one_byte_more)
+    assert not certified(path, **options)
+    assert {"cpu": "cpu_lowering.py", "reference": "reference_pages.py"}[backend] in names
 
 
 def test_weights_that_the_cache_has_hashed_are_known_at_another_place(home, tiny_checkpoint, tmp_path, monkeypatch):

@@ -146,7 +146,7 @@ class CpuBackend:
         return CpuProgram(program, request, covered(lower(compiled, self._fusions)))
 
     def kernels(self) -> str:
-        return code_hash([Path(_native.__file__)])
+        return code_hash([Path(_native.__file__), *sorted(Path(__file__).parent.glob("cpu*.py"))])
 
     def describe(self) -> Mapping[str, str | int]:
         """The ISA and threads that steps run on, and the numeric mode."""
