@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -110,7 +110,7 @@ class Worker:
 
     def measure(self, point: Point) -> dict[str, Any]:
         """The worker's answer: "seconds", and what more it tells."""
-        return self._process.ask(point, POINT_SECONDS)
+        return self._process.ask(asdict(point), POINT_SECONDS)
 
     def close(self) -> None:
         """Ends the worker, whatever state it is in."""

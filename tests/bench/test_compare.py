@@ -6,35 +6,58 @@ import random
 
 import pytest
 
-from treadle.bench.compare import Budgets, compare, table
+from treadle.bench.compare import Budgets, compare, looks, table
 from treadle.bench.judge import Judgement, Verdict, exact, judge, rank
 from treadle.bench.points import Point
 from treadle.errors import TreadleError
 
-FACTS = {"dispatches": 122.0, "launches": 1.0, "planned_bytes": 1e8, "memory_bytes": 5e8, "per_slot_fallbacks": 0}
+FACTS = {
+    "plan": "p",
+    "dispatches": 122.0,
+    "launches": 1.0,
+    "planned_bytes": 1e8,
+    "memory_bytes": 5e8,
+    "per_slot_fallbacks": 0,
+}
 BUDGETS = Budgets(prefill=0.03, decode=0.02, p95=0.05, memory=0.01, dispatches=0.1, fallbacks=0)
-PREFILL, DECODE = Point("prefill", 512, 1, 0), Point("decode", 16, 1, 128)
+PREFILL, DECODE = Point("prefill", 512, 1, 0), Point("decode", 128, 1, 128)
 
 
 class Fake:
-    """A side whose steps take `seconds`, times noise, times a drift that all sides share."""
+    """A side whose steps take `seconds`, times what its process makes of it, times noise that neighbours share in part,
+    times a drift; `tail`: how much longer one step in twelve takes."""
 
     drift = itertools.count()
 
-    def __init__(self, seconds, seed, noise=0.03, tail=1.0, **facts):
+    def __init__(self, seconds, seed, noise=0.02, process=0.01, tail=1.0, **facts):
         self.facts = {**FACTS, **facts}
-        self._seconds, self._noise, self._tail = seconds, noise, tail
         self._random = random.Random(seed)
+        self._seconds = seconds * math.exp(self._random.gauss(0, process))
+        self._noise, self._tail = noise, tail
 
-    def measure(self, point):
-        slow = 1 + 0.001 * next(Fake.drift)
-        steps = 16 if point.name == "decode" else 1
-        found = [self._seconds * slow * math.exp(self._random.gauss(0, self._noise)) for _ in range(steps)]
-        return [*found[:-1], found[-1] * self._tail]
+    def open(self, point):
+        pass
+
+    def close(self):
+        pass
+
+    def steps(self, count):
+        weather = self._seconds * (1 + 1e-4 * next(Fake.drift)) * math.exp(self._random.gauss(0, self._noise))
+        found = [weather * math.exp(self._random.gauss(0, self._noise)) for _ in range(count)]
+        return [seconds * (self._tail if self._random.random() < 0.08 else 1) for seconds in found]
 
 
-def compared(base, head, turns=40):
-    return compare(base, head, [PREFILL, DECODE], BUDGETS, max_turns=turns, say=lambda text: None)
+def fakes(seconds, seed, **changed):
+    """Starts one process after the other."""
+    seeds = itertools.count(1000 * seed)
+    return lambda: Fake(seconds, next(seeds), **changed)
+
+
+QUIET = {"noise": 1e-4, "process": 0.0}
+
+
+def compared(base, head, points=(PREFILL, DECODE), turns=40):
+    return compare(base, head, points, BUDGETS, max_turns=turns, say=lambda text: None).judgements
 
 
 def test_the_interval_has_the_confidence_that_it_states():
@@ -71,49 +94,79 @@ def test_counts_are_judged_exactly():
 
 def test_a_slowdown_of_five_percent_is_found():
     for seed in range(10):
-        found = compared(Fake(1.0, seed), Fake(1.05, seed + 100, noise=0.02))
-        assert found["decode at 128"].verdict is Verdict.BEYOND, table(found)
+        found = compared(fakes(1.0, seed), fakes(1.05, seed + 100))
+        assert found["decode at 128"].verdict is Verdict.BEYOND, found
 
 
 def test_equal_sides_are_never_beyond_budget():
     """Ten comparisons of equals, with noise that is as large as the budget."""
     for seed in range(10):
-        found = compared(Fake(1.0, seed), Fake(1.0, seed + 100))
-        assert Verdict.BEYOND not in {j.verdict for j in found.values()}, table(found)
+        found = compared(fakes(1.0, seed), fakes(1.0, seed + 100))
+        assert Verdict.BEYOND not in {j.verdict for j in found.values()}, found
         assert found["decode at 128"].verdict is Verdict.WITHIN
 
 
+def test_processes_that_are_slow_by_chance_are_not_taken_for_the_change():
+    """Of equal sides each process is 3 % faster or slower for all its life; blocks alone would be sure of a difference
+    after one pair of processes."""
+    calls = 0
+    for seed in range(100):
+        base, head = fakes(1.0, seed, noise=0.001, process=0.03), fakes(1.0, seed + 500, noise=0.001, process=0.03)
+        calls += compared(base, head, [DECODE])["decode at 128"].verdict is Verdict.BEYOND
+    assert calls <= 1
+
+
+def test_looking_often_does_not_find_more():
+    """Two sides that differ by just the budget: of 300 comparisons about 1 % may call it more."""
+    calls = 0
+    for seed in range(300):
+        found = compared(fakes(1.0, seed), fakes(1.0 + BUDGETS.prefill, seed + 1000), [PREFILL])
+        calls += found["prefill 512"].verdict is Verdict.BEYOND
+    assert calls <= 3 + 3 * math.sqrt(3)
+    assert looks(40) == (10, 20, 40) and looks(3) == (3,) and looks(30) == (10, 20, 30)
+
+
 def test_what_noise_leaves_open_is_said_to_be_open():
-    found = compared(Fake(1.0, 1, noise=0.3), Fake(1.0, 2, noise=0.3), turns=9)
+    found = compared(fakes(1.0, 1, noise=0.3), fakes(1.0, 2, noise=0.3), turns=9)
     assert found["prefill 512"].verdict is Verdict.UNDECIDED
     assert found["prefill 512"].turns == 9
 
 
 def test_measuring_ends_when_all_is_decided():
-    found = compared(Fake(1.0, 1, noise=1e-4), Fake(1.0, 2, noise=1e-4))
-    assert found["prefill 512"].turns == found["decode at 128"].turns == 8
+    found = compared(fakes(1.0, 1, **QUIET), fakes(1.0, 2, **QUIET))
+    assert found["prefill 512"].turns == found["decode at 128"].turns == 10
+    found = compared(fakes(1.0, 1, **QUIET), fakes(1.0 + BUDGETS.prefill, 2, **QUIET))
+    assert (found["prefill 512"].turns, found["decode at 128"].turns) == (40, 10)
 
 
 def test_drift_that_both_sides_share_cancels():
-    """Each measurement is a tenth of a percent slower than the one before; BASE, HEAD, HEAD, BASE see none of it."""
-    found = compared(Fake(1.0, 1, noise=0.0), Fake(1.0, 2, noise=0.0))
+    """Each block is slower than the one before; BASE, HEAD, HEAD, BASE see none of it."""
+    found = compared(fakes(1.0, 1, noise=0.0, process=0.0), fakes(1.0, 2, noise=0.0, process=0.0))
     assert found["prefill 512"].ratio == pytest.approx(1, abs=1e-5)
 
 
-def test_a_longer_tail_is_seen_in_p95():
-    found = compared(Fake(1.0, 1, noise=1e-3), Fake(1.0, 2, noise=1e-3, tail=1.2))
-    assert found["decode at 128"].verdict is Verdict.WITHIN
+def test_steps_that_were_interrupted_do_not_move_the_time_of_a_token():
+    """Of one side one step in twelve takes ten times as long: p95 sees it, the median does not."""
+    found = compared(fakes(1.0, 1, **QUIET), fakes(1.0, 2, tail=10.0, **QUIET), [DECODE])
+    assert found["decode at 128"].verdict is Verdict.WITHIN, found
     assert found["decode at 128, p95 of the steps"].verdict is Verdict.BEYOND
 
 
 def test_an_extra_dispatch_a_layer_is_found():
-    """30 layers of 4 dispatches, and one more in each."""
-    found = compared(Fake(1.0, 1, noise=0.0), Fake(1.0, 2, noise=0.0, dispatches=152.0))
-    assert found["dispatches a step"].verdict is Verdict.BEYOND
-    found = compared(Fake(1.0, 1, noise=0.0), Fake(1.0, 2, noise=0.0, per_slot_fallbacks=1))
-    assert found["per-slot fallbacks"].verdict is Verdict.BEYOND
-    found = compared(Fake(1.0, 1, noise=0.0), Fake(1.0, 2, noise=0.0, memory_bytes=5.1e8))
-    assert found["memory_bytes a step"].verdict is Verdict.BEYOND
+    """30 layers of 4 dispatches, and one more in each; a loop over slots; a hundredth of memory."""
+    for changed, name in (
+        ({"dispatches": 152.0}, "dispatches a step"),
+        ({"per_slot_fallbacks": 1}, "per-slot fallbacks"),
+        ({"memory_bytes": 5.1e8}, "memory_bytes a step"),
+    ):
+        found = compared(fakes(1.0, 1, **QUIET), fakes(1.0, 2, **QUIET, **changed), [DECODE])
+        assert [key for key, it in found.items() if it.verdict is Verdict.BEYOND] == [name]
+
+
+def test_the_table_says_what_was_judged():
+    told = table(compare(fakes(1.0, 1, **QUIET), fakes(1.0, 2, plan="q"), [DECODE], BUDGETS, max_turns=10, say=len))
+    assert "dispatches a step                               1.000               exact" in told
+    assert "decode at 128, p95 of the steps" in told and told.endswith("the plans are different")
 
 
 def test_a_commits_own_sources_are_measured(tmp_path, tiny_gguf):
@@ -133,9 +186,12 @@ def test_a_commits_own_sources_are_measured(tmp_path, tiny_gguf):
     try:
         assert side.facts["memory_bytes"] == side.facts["quoted_bytes"] > 0
         assert side.facts["dispatches"] > 0 and side.facts["per_slot_fallbacks"] == 0
-        assert len(side.measure(Point("decode", 4, 1, 8))) == 4
+        side.open(Point("decode", 4, 1, 8))
+        assert len(side.steps(3)) == 3 and len(side.steps(1)) == 1
+        side.open(Point("prefill", 40, 1, 0))
+        assert len(side.steps(1)) == 1 and len(side.steps(1)) == 1
         with pytest.raises(TreadleError, match="HEAD: "):
-            side.measure(Point("decode", 4, 3, 8))
+            side.open(Point("decode", 4, 1, 80))
     finally:
         side.close()
     with pytest.raises(TreadleError, match=r"HEAD: (ModuleNotFoundError|RuntimeError)"):

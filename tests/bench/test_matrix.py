@@ -65,7 +65,14 @@ def test_an_edited_record_is_refused(checkout, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["[", BUDGETS, TINY.replace("decode = 0.02\n", ""), TINY.replace("kind", "kinds"), TINY.replace("[8]", '"8"')],
+    [
+        "[",
+        BUDGETS,
+        TINY.replace("decode = 0.02\n", ""),
+        TINY.replace("kind", "kinds"),
+        TINY.replace("[8]", '"8"'),
+        TINY + TINY[len(BUDGETS) :],
+    ],
 )
 def test_a_bad_matrix_is_named(text, checkout):
     (checkout / "governance" / "benchmarks.toml").write_text(text)
@@ -80,12 +87,39 @@ def test_only_some_models(checkout):
 
 
 def test_the_projects_own_matrix_is_sound(monkeypatch, capsys):
-    """Every synthetic model is one that this release knows, and its points fit its positions."""
+    """Every synthetic model is one that this release knows, its points fit its positions, and no kind is left out."""
     monkeypatch.chdir(Path(__file__).parent)
     assert main(["bench", "matrix", "--list", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["budgets"]["fallbacks"] == 0 < told["budgets"]["decode"] < told["budgets"]["prefill"]
-    assert len(told["model"]) >= 4
+    models = told["model"]
+    for kind in ("dense", "mixture", "hybrid", "encoder"):
+        found = [model for model in models if model["kind"].startswith(kind)]
+        assert found, kind
+        if kind != "encoder":
+            assert {model["name"].rpartition(":")[2] for model in found} >= {"q4_k", "q8_0", "bf16"}
+    for points in ("lengths", "depths", "batches", "load"):
+        assert any(model[points] for model in models)
+    assert max(depth for model in models for depth in model["depths"]) >= 16384
+
+
+def test_an_encoder_is_measured_by_its_texts(checkout, tmp_path_factory, monkeypatch, capsys):
+    from tests import encoders
+
+    tiny_encoder = encoders.save("bert", tmp_path_factory.mktemp("bert"))
+    entry = f'[[model]]\nname = "bert-q8_0"\nmodel = "{tiny_encoder}"\nquantize = "q8_0"\nkind = "encoder"\n'
+    text = f"{BUDGETS}\n{entry}lengths = [8, 16]\nbatches = [3]\n"
+    (checkout / "governance" / "benchmarks.toml").write_text(text)
+    monkeypatch.chdir(checkout)
+    assert main(["bench", "matrix", "--record", "--repeat", "1", "--threads", "1", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)["models"]
+    assert [(p["name"], p["tokens"], p["batch"]) for p in report["points"]] == [
+        ("encode", 8, 1), ("encode", 16, 1), ("encode", 128, 3),
+    ]  # fmt: skip
+    assert all(point["tok_s"] > 0 < point["share_of_limit"] for point in report["points"])
+    assert (report["quantize"], report["counted"]["launches"], report["per_slot_fallbacks"]) == ("q8_0", 1, 0)
+    (kept,) = Ledger(checkout / "governance" / "benchmarks.jsonl").records
+    assert isinstance(kept, Benchmark) and kept.model == "bert-q8_0"
 
 
 def test_the_list_checks_models_and_records(checkout, monkeypatch, capsys):

@@ -43,6 +43,6 @@ def parity_case(status="passed", **changed):
 
 
 def bench_report(model, per_slot_fallbacks=0):
-    """What a record needs of a report of `run_bench`."""
-    points = [{"name": "prefill", "tok_s": 1.0}]
-    return {"model": model, "plan": "p", "isa": "avx2", "points": points, "per_slot_fallbacks": per_slot_fallbacks}
+    """What a record needs of a report of `run_matrix`."""
+    found = {"name": model, "model": model, "plan": "p", "isa": "avx2", "points": [{"name": "prefill"}]}
+    return {**found, "per_slot_fallbacks": per_slot_fallbacks}

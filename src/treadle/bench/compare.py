@@ -1,9 +1,12 @@
-"""Two commits beside one another: points in turns, order reversed within each, until every point is decided."""
+"""Two commits beside one another: blocks of steps taken in turns, until every point is decided."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import count, takewhile
+from statistics import median
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -30,9 +33,23 @@ class Compared(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]: ...
 
-    def measure(self, point: Point) -> list[float]: ...
+    def open(self, point: Point) -> None: ...
+
+    def steps(self, count: int) -> list[float]: ...
+
+    def close(self) -> None: ...
 
 
+class Comparison(msgspec.Struct, frozen=True):
+    """`same_plan`: whether both sides compile the model to the same plan."""
+
+    same_plan: bool
+    judgements: dict[str, Judgement]
+
+
+BLOCKS: Final = 4
+"""BASE, HEAD, HEAD, BASE in one turn; a decode point's steps are shared out among them."""
+FIRST_LOOK: Final = 10
 COUNTS: Final = {
     "dispatches": "dispatches",
     "launches": "dispatches",
@@ -43,59 +60,111 @@ COUNTS: Final = {
 
 
 def compare(
-    base: Compared,
-    head: Compared,
+    base: Callable[[], Compared],
+    head: Callable[[], Compared],
     points: Sequence[Point],
     budgets: Budgets,
     *,
     max_turns: int,
     say: Callable[[str], None],
-) -> dict[str, Judgement]:
+) -> Comparison:
     """A judgement of each point's time and p95, and of each count.
 
-    A turn measures every open point BASE, HEAD, HEAD, BASE: what drifts evenly cancels. A point is measured until its
-    time is decided with the confidence of `judge`, or `max_turns` are over.
+    A turn starts both sides, for how a process lies in memory makes it faster or slower for all its life, and takes of
+    each point blocks of steps BASE, HEAD, HEAD, BASE, several times over: a block of a few dozen milliseconds meets the
+    same weather as its neighbours, and what drifts evenly cancels. Their median is the turn's one ratio. A point is
+    measured until its figures are decided, or `max_turns` are over. They are judged after 10 turns, 20, 40, ... only,
+    each time with a part of the error that CONFIDENCE leaves, so that looking often does not find more.
     """
+    planned = looks(max_turns)
+    confidence = 1 - (1 - CONFIDENCE) / len(planned)
+    times: dict[Point, list[float]] = {point: [] for point in points}
+    tails: dict[Point, list[float]] = {point: [] for point in points}
+    exactly: dict[str, Judgement] = {}
+    plans: list[str] = []
+    found: dict[Point, dict[str, Judgement]] = {}
+    still = list(points)
+    for turn in range(1, max_turns + 1):
+        with _both(base, head) as sides:
+            exactly = exactly or _counts(*sides, budgets)
+            plans = plans or [side.facts["plan"] for side in sides]
+            for point in still:
+                say(f"turn {turn} of at most {max_turns}: {point.label}")
+                ratio, tail = _turn(*sides, point)
+                times[point].append(ratio)
+                tails[point].append(tail)
+        if turn in planned:
+            for point in still:
+                found[point] = _judged(point, times[point], tails[point], budgets, confidence)
+            still = [p for p in still if any(j.verdict is Verdict.UNDECIDED for j in found[p].values())]
+            if not still:
+                break
+    timed = {name: judgement for point in points for name, judgement in found[point].items()}
+    return Comparison(plans[0] == plans[1], exactly | timed)
+
+
+def looks(max_turns: int) -> tuple[int, ...]:
+    """The turns after which it is judged."""
+    doubling = takewhile(lambda turn: turn < max_turns, (FIRST_LOOK << i for i in count()))
+    return (*doubling, max_turns)
+
+
+@contextmanager
+def _both(base: Callable[[], Compared], head: Callable[[], Compared]) -> Iterator[tuple[Compared, Compared]]:
+    with ExitStack() as stack:
+        sides = []
+        for side in (base, head):
+            sides.append(side())
+            stack.callback(sides[-1].close)
+        yield sides[0], sides[1]
+
+
+def _counts(base: Compared, head: Compared, budgets: Budgets) -> dict[str, Judgement]:
     found = {
         f"{name} a step": exact(base.facts[name], head.facts[name], getattr(budgets, of)) for name, of in COUNTS.items()
     }
     more = head.facts["per_slot_fallbacks"] - base.facts["per_slot_fallbacks"] - budgets.fallbacks
-    verdict = Verdict.BEYOND if more > 0 else Verdict.WITHIN
     ratio = 1.0 if more <= 0 else math.inf
-    found["per-slot fallbacks"] = Judgement(verdict, ratio, ratio, ratio, 1)
+    verdict = Verdict.BEYOND if more > 0 else Verdict.WITHIN
+    return {**found, "per-slot fallbacks": Judgement(verdict, ratio, ratio, ratio, 1)}
+
+
+def _turn(base: Compared, head: Compared, point: Point) -> tuple[float, float]:
+    """The ratios of the point's time and of the p95 of its steps."""
+    steps = max(1, point.tokens // (2 * BLOCKS)) if point.name == "decode" else 1
     for side in (base, head):
-        for point in points:
-            side.measure(point)  # not counted: memory is touched for the first time
-    times: dict[Point, list[float]] = {point: [] for point in points}
-    tails: dict[Point, list[float]] = {point: [] for point in points}
-    for turn in range(max_turns):
-        still = [point for point in points if _open(times[point], _budget(point, budgets))]
-        if not still:
-            break
-        say(f"turn {turn + 1} of at most {max_turns}: {', '.join(point.label for point in still)}")
-        for point in still:
-            a1, b1, b2, a2 = (side.measure(point) for side in (base, head, head, base))
-            times[point].append(math.sqrt(sum(b1) * sum(b2) / (sum(a1) * sum(a2))))
-            tails[point].append(quantile(sorted(b1 + b2), 0.95) / quantile(sorted(a1 + a2), 0.95))
-    for point in points:
-        found[point.label] = judge(times[point], _budget(point, budgets))
-        if point.name == "decode":
-            found[f"{point.label}, p95 of the steps"] = judge(tails[point], budgets.p95)
-    return found
+        side.open(point)
+        side.steps(steps)  # not counted: memory is touched for the first time
+        side.open(point)
+    ratios, of_base, of_head = [], list[float](), list[float]()
+    for _ in range(BLOCKS):
+        a1, b1, b2, a2 = (side.steps(steps) for side in (base, head, head, base))
+        ratios.append(math.sqrt(_time(point, b1) * _time(point, b2) / (_time(point, a1) * _time(point, a2))))
+        of_base += a1 + a2
+        of_head += b1 + b2
+    return median(ratios), quantile(sorted(of_head), 0.95) / quantile(sorted(of_base), 0.95)
 
 
-def _open(ratios: Sequence[float], budget: float) -> bool:
-    return not ratios or judge(ratios, budget).verdict is Verdict.UNDECIDED
+def _time(point: Point, steps: Sequence[float]) -> float:
+    """Of a decoded token the median step, which a step that was interrupted does not move; else of all steps."""
+    return median(steps) if point.name == "decode" else sum(steps)
 
 
-def _budget(point: Point, budgets: Budgets) -> float:
-    return budgets.prefill if point.name == "prefill" else budgets.decode
+def _judged(
+    point: Point, times: Sequence[float], tails: Sequence[float], budgets: Budgets, confidence: float
+) -> dict[str, Judgement]:
+    if point.name != "decode":
+        return {point.label: judge(times, budgets.prefill, confidence)}
+    return {
+        point.label: judge(times, budgets.decode, confidence),
+        f"{point.label}, p95 of the steps": judge(tails, budgets.p95, confidence),
+    }
 
 
-def table(found: Mapping[str, Judgement]) -> str:
+def table(comparison: Comparison) -> str:
     """For people."""
     lines = [f"{'HEAD over BASE':44} {'median':>8} {f'{CONFIDENCE:.0%} interval':>19} {'turns':>6}"]
-    for name, it in found.items():
+    for name, it in comparison.judgements.items():
         interval = "exact" if it.turns == 1 and it.low == it.high else f"{it.low:.3f} to {it.high:.3f}"
         lines.append(f"{name:44} {it.ratio:8.3f} {interval:>19} {it.turns:6}  {it.verdict}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"the plans are {'the same' if comparison.same_plan else 'different'}"])

@@ -1,4 +1,4 @@
-"""The first token of a fresh process: how long from its start, and what memory it took.
+"""The first token of a fresh process, or an encoder's first vector: how long from its start, and what memory it took.
 
 Run as a module (MODEL THREADS NUMERICS [TYPE]) it is that process: loads the model as `treadle run` does, feeds a
 prompt of 32 random tokens, and prints one JSON object.
@@ -34,15 +34,18 @@ def cold_start(model: str, *, threads: int, numerics: str, quantize: str | None 
 
 def main(model: str, threads: str, numerics: str, quantize: str | None = None) -> None:
     from treadle.bench.measure import random_prompts
+    from treadle.inference.encoder import Tokens
     from treadle.inference.llm import LLM
     from treadle.inference.memory import peak_rss_bytes
     from treadle.inference.request import SamplingParams
 
     with LLM(model, threads=int(threads), numerics=numerics, quantize=quantize) as llm:  # type: ignore[arg-type]
-        core = llm.engine.core
-        (ids,) = random_prompts(core.vocab_size, 1, PROMPT_TOKENS)
+        (ids,) = random_prompts(llm.engine.plans.facts.vocab_size, 1, PROMPT_TOKENS)
         began = time.perf_counter()
-        llm.generate({"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
+        if llm.engine.encoder is not None:
+            llm.engine.encoder.encode([Tokens(ids)])
+        else:
+            llm.generate({"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
         found = {
             "load_s": llm.info.load_s,
             "prefill_s": time.perf_counter() - began,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from treadle.bench.points import BATCH_PROMPT
-from treadle.bench.report import heading, label, limits_line, memory_line, start_line
+from treadle.bench.report import counted_line, heading, label, limits_line, memory_line, start_line
 
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
@@ -31,6 +31,7 @@ class Series(NamedTuple):
 def page(report: dict[str, Any]) -> str:
     """The whole document."""
     notes = [limits_line(report), *([start_line(report)] if report["load"] else []), memory_line(report)]
+    notes.append(counted_line(report))
     if report["left_out"]:
         notes.append(f"left out, longer than the model's positions: {', '.join(report['left_out'])}")
     title = escape(heading(report))
@@ -52,7 +53,9 @@ def write_page(report: dict[str, Any], path: Path) -> None:
 
 
 def curves(points: Sequence[dict[str, Any]]) -> list[Series]:
-    """Rate and share of the limit: of prefills over length, of single decodes over depth, of decodes over batch."""
+    """Rate and share of the limit: of prefills and of single texts over length, of single decodes over depth, of
+    decodes and of short texts over batch."""
+    texts = sorted((p for p in points if p["name"] == "encode"), key=lambda p: (p["tokens"], p["batch"]))
     prefill = sorted((p for p in points if p["name"] == "prefill"), key=lambda p: p["tokens"])
     decode = sorted((p for p in points if p["name"] == "decode" and p["batch"] == 1), key=lambda p: p["prompt"])
     batch = sorted(
@@ -64,6 +67,8 @@ def curves(points: Sequence[dict[str, Any]]) -> list[Series]:
         ("prefill", "tokens of the prompt", "tokens", prefill),
         ("decode of one sequence", "tokens before it", "prompt", decode),
         ("decode together", "sequences", "batch", batch),
+        ("encode one text", "tokens of the text", "tokens", [p for p in texts if p["batch"] == 1]),
+        ("encode together", "short texts", "batch", [p for p in texts if p["tokens"] == BATCH_PROMPT]),
     ):
         if len({p[key] for p in chosen}) < 2:
             continue

@@ -1,4 +1,4 @@
-"""A process that holds a system and is asked point by point: a line of JSON to it, a line of JSON from it."""
+"""A process that holds a system and is asked again and again: a line of JSON to it, a line of JSON from it."""
 
 import contextlib
 import json
@@ -6,10 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
-
-from treadle.bench.points import Point
 
 
 class LineWorker:
@@ -31,11 +28,11 @@ class LineWorker:
             env={**os.environ, **(environment or {})},
         )
 
-    def ask(self, point: Point, patience: float) -> dict[str, Any]:
-        """Its answer to a point; it has `patience` seconds."""
+    def ask(self, question: Mapping[str, Any], patience: float) -> dict[str, Any]:
+        """Its answer; it has `patience` seconds."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(asdict(point)) + "\n")
+            self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         return self.answer(patience)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +21,24 @@ FILE: Final = "benchmarks.toml"
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`kind`: what it stands for. `load`: whether fresh processes are started too."""
+    """`kind`: what it stands for. `model`: where it is not the name. `load`: whether fresh processes are started too.
+
+    An encoder has texts of `lengths`, and `batches` of short ones; see `points.for_encoder`.
+    """
 
     name: str
     kind: str
+    model: str = ""
+    quantize: str | None = None
     lengths: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
     load: bool = False
+
+    @property
+    def source(self) -> str:
+        """What is loaded."""
+        return self.model or self.name
 
     def points(self) -> tuple[Point, ...]:
         return choose_points(("prefill", "decode", "batch"), self.lengths, self.depths, self.batches)
@@ -41,18 +53,23 @@ def read_matrix(folder: Path) -> Matrix:
     """Of a governance folder. Raises InvalidFile."""
     path = folder / FILE
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Matrix)
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Matrix)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidFile(f"{path}: {error}") from None
+    names = [model.name for model in found.model]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidFile(f"{path}: two models are named {name!r}")
+    return found
 
 
 def check_models(matrix: Matrix) -> None:
     """Compiles every model that needs no file. Raises InvalidFile for a point past its positions, and for names that
     are none as `describe` does."""
     for model in matrix.model:
-        if not model.name.startswith("synthetic:"):
+        if not model.source.startswith("synthetic:"):
             continue
-        positions = describe(model.name, EngineOptions()).plans.facts.max_positions
+        positions = describe(model.source, EngineOptions()).plans.facts.max_positions
         longest = max(point.length for point in model.points())
         if longest > positions:
             raise InvalidFile(f"{FILE}: {model.name} has {positions} positions; a point of it takes {longest}")
@@ -80,28 +97,32 @@ def run_matrix(
     repeat: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A report of each model, or of those named in `only`. Raises InvalidRequest for a name that is not there."""
+    """A report of each model, or of those named in `only`, each from a process of its own: its peak memory is its own.
+
+    Raises InvalidRequest for a name that is not there, and whatever `run_bench` raises.
+    """
     if unknown := set(only) - {model.name for model in matrix.model}:
         raise InvalidRequest(
             f"{min(unknown)!r} is not in the matrix: {', '.join(model.name for model in matrix.model)}"
         )
+    chosen = [model for model in matrix.model if not only or model.name in only]
     reports = []
-    for model in matrix.model:
-        if only and model.name not in only:
-            continue
-
-        def told(text: str, name: str = model.name) -> None:
-            say(f"{name}: {text}")
-
-        report = run_bench(
-            model.name,
-            model.points(),
-            load=model.load,
-            threads=threads,
-            numerics=numerics,
-            repeat=repeat,
-            quantize=None,
-            say=told,
-        )
-        reports.append({"kind": model.kind, **report})
+    for i, model in enumerate(chosen, start=1):
+        say(f"{model.name}, {i} of {len(chosen)}")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            reports.append(process.submit(_measured, model, threads, numerics, repeat).result())
     return reports
+
+
+def _measured(model: Model, threads: int | None, numerics: str, repeat: int) -> dict[str, Any]:
+    report = run_bench(
+        model.source,
+        model.points(),
+        load=model.load,
+        threads=threads,
+        numerics=numerics,
+        repeat=repeat,
+        quantize=model.quantize,
+        say=lambda text: None,
+    )
+    return {"name": model.name, "kind": model.kind, **report}

@@ -1,12 +1,14 @@
 """Runs a point on a loaded model, step by step, so that only the steps that belong to it are timed."""
 
 import random
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from treadle.bench.points import Measurement, Point, Work
+from treadle.bench.points import Measurement, Point, Work, for_encoder
 from treadle.errors import InvalidRequest
-from treadle.inference.engine import Engine, EngineOptions, load
+from treadle.inference.encoder import Tokens
+from treadle.inference.engine import Engine, EngineOptions, describe, load
 from treadle.inference.request import SamplingParams
 
 if TYPE_CHECKING:
@@ -53,8 +55,16 @@ def room(points: Sequence[Point]) -> dict[str, int]:
     }
 
 
+def points_of(model: str, points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points, or what stands for them where the model is an encoder. Raises as `describe`."""
+    encodes = describe(model, EngineOptions()).plans.encode is not None
+    return for_encoder(points) if encodes else tuple(points)
+
+
 def measure(engine: Engine, point: Point) -> Measurement:
     """One run of the point on random tokens, greedy, end-of-sequence ignored."""
+    if point.name == "encode":
+        return _encode(engine, point)
     core = engine.core
     if core.unfinished:
         raise InvalidRequest("bench needs an engine without other requests")
@@ -77,6 +87,26 @@ def measure(engine: Engine, point: Point) -> Measurement:
         steps=tuple(record.seconds for record in counted),
         work=_work(engine, point, counted),
     )
+
+
+def _encode(engine: Engine, point: Point) -> Measurement:
+    """Texts that are packed into as few steps as they fit; each step reads all weights."""
+    encoder = engine.embedder
+    texts = [Tokens(ids) for ids in random_prompts(encoder.vocab_size, point.batch, point.tokens)]
+    seconds = []
+    began = time.perf_counter()
+    for _ in encoder.steps(texts):
+        ended = time.perf_counter()
+        seconds.append(ended - began)
+        began = ended
+    cost, rows = engine.cost, point.tokens * point.batch
+    work = Work(
+        read_bytes=len(seconds) * cost.weight_bytes,
+        int8_operations=rows * cost.row.int8,
+        bf16_operations=rows * cost.row.bf16,
+        f32_operations=rows * cost.row.f32,
+    )
+    return Measurement(point=point, tokens=rows, steps=tuple(seconds), work=work)
 
 
 def random_prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:

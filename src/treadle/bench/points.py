@@ -8,7 +8,10 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Point:
-    """``tokens`` a sequence, for ``batch`` sequences at once, each after ``prompt`` tokens that are not measured."""
+    """``tokens`` a sequence, for ``batch`` sequences at once, each after ``prompt`` tokens that are not measured.
+
+    ``name``: "prefill", "decode", or of an encoder "encode".
+    """
 
     name: str
     tokens: int
@@ -17,8 +20,8 @@ class Point:
 
     @property
     def label(self) -> str:
-        if self.name == "prefill":
-            return f"prefill {self.tokens}"
+        if self.name != "decode":
+            return f"{self.name} {self.tokens}" + (f" x {self.batch}" if self.batch > 1 else "")
         return f"decode at {self.prompt}" + (f" x {self.batch}" if self.batch > 1 else "")
 
     @property
@@ -46,6 +49,13 @@ def choose_points(
     decode = [Point("decode", _decoded(1), 1, depth) for depth in depths if "decode" in kinds]
     batch = [Point("decode", _decoded(count), count, BATCH_PROMPT) for count in batches if "batch" in kinds]
     return tuple(dict.fromkeys([*prefill, *decode, *batch]))
+
+
+def for_encoder(points: Sequence[Point]) -> tuple[Point, ...]:
+    """What stands for them where nothing is decoded: a text for a prefill, and as many short texts as sequences."""
+    prefill = [Point("encode", point.tokens, 1, 0) for point in points if point.name == "prefill"]
+    batch = [Point("encode", BATCH_PROMPT, point.batch, 0) for point in points if point.batch > 1]
+    return tuple(dict.fromkeys([*prefill, *batch]))
 
 
 def _decoded(batch: int) -> int:

@@ -8,14 +8,14 @@ from typing import Any
 from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import LEAD, measure, open_engine, room
-from treadle.bench.points import Limits, Measurement, Point
+from treadle.bench.points import Limits, Measurement, Point, for_encoder
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
 from treadle.inference.engine import Engine, EngineOptions, describe
 from treadle.inference.memory import peak_rss_bytes
 
-COUNTED = Point("decode", tokens=2, batch=2, prompt=32)
-"""Counted runs are not timed, so a short one does."""
+COUNTED_PROMPT = 32
+"""Counted runs are not timed, so short ones do: two sequences of as many tokens and a few more."""
 WARM_UP_TOKENS = 512
 """The first step of so many rows also waits for the memory that it touches first."""
 
@@ -35,18 +35,19 @@ def run_bench(
 
     ``load``: also starts fresh processes, from which the time to the first token is taken. A limit is the best its
     probe saw: other work on the machine can only lower what a probe sees. Points longer than the model's context are
-    left out, and listed. ``say`` is told what is under way. Raises InvalidRequest where nothing is left to measure.
+    left out, and listed; those of an encoder are `points.for_encoder`'s. ``say`` is told what is under way. Raises
+    InvalidRequest where nothing is left to measure.
     """
-    fitting, left_out = _split(model, points)
+    fitting, left_out, encodes = _split(model, points)
     if not fitting and not load:
         raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
     say("loading")
-    space = room([*fitting, COUNTED])
+    space = room([*fitting, Point("decode", 4, 2, COUNTED_PROMPT)])
     engine = open_engine(model, threads=threads, numerics=numerics, quantize=quantize, **space)
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
     starts: list[dict[str, float]] = []
-    measure(engine, Point("prefill", min(WARM_UP_TOKENS, space["max_length"]), batch=1, prompt=0))
+    measure(engine, Point("encode" if encodes else "prefill", min(WARM_UP_TOKENS, space["max_length"]), 1, 0))
     for turn in range(repeat):
         say(f"probing the machine's limits, {turn + 1} of {repeat}")
         probes.append(probe_limits(engine.info.threads, engine.cost.weight_bytes))
@@ -59,8 +60,7 @@ def run_bench(
             say(f"first token of a fresh process, {turn + 1} of {repeat}")
             starts.append(cold_start(model, threads=engine.info.threads, numerics=numerics, quantize=quantize))
     say("counting")
-    with counting(engine.core) as counters:
-        measure(engine, COUNTED)
+    counted = _counted(engine)
     limits = Limits.best(probes)
     return {
         "model": engine.info.model,
@@ -77,28 +77,42 @@ def run_bench(
         "memory": {"quoted_bytes": engine.memory_quote.total_bytes, "peak_rss_bytes": peak_rss_bytes()},
         "load": _load(starts),
         "plan": engine.info.plan_hash,
-        "per_slot_fallbacks": counters.per_slot_fallbacks,
-        "counted": _counted(sum(counters.dispatches.values()), counters.launches, counters.planned_bytes),
+        "per_slot_fallbacks": counted.pop("per_slot_fallbacks"),
+        "counted": counted,
     }
 
 
-def _counted(dispatches: int, launches: int, planned_bytes: int) -> dict[str, float]:
-    """Of a decoded token: adapter calls, kernel launches, and bytes as planned; the prompt's step among them."""
-    steps = COUNTED.tokens + 1
+def _counted(engine: Engine) -> dict[str, Any]:
+    """Of a decoded token alone, or of an encoded text: adapter calls, kernel launches, and bytes as planned; and the
+    loops over slots, of steps with several too."""
+    if engine.generator is None:
+        (found, several), before, steps = (_count(engine, "encode", 32, batch) for batch in (1, 2)), (0, 0, 0, 0), 1
+    else:
+        found, before, steps = _count(engine, "decode", 4, 1), _count(engine, "decode", 2, 1), 2
+        several = _count(engine, "decode", 2, 2)
+    dispatches, launches, planned, _ = ((a - b) / steps for a, b in zip(found, before, strict=True))
     return {
-        "dispatches": round(dispatches / steps, 2),
-        "launches": round(launches / steps, 2),
-        "planned_bytes": round(planned_bytes / steps),
+        "dispatches": round(dispatches, 2),
+        "launches": round(launches, 2),
+        "planned_bytes": round(planned),
+        "per_slot_fallbacks": found[-1] + several[-1],
     }
 
 
-def _split(model: str, points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
-    positions = describe(model, EngineOptions()).plans.facts.max_positions
-    fits = [point.length + LEAD <= positions for point in points]
-    return (
-        [point for point, fit in zip(points, fits, strict=True) if fit],
-        [point for point, fit in zip(points, fits, strict=True) if not fit],
-    )
+def _count(engine: Engine, name: str, tokens: int, batch: int) -> tuple[int, int, int, int]:
+    """Of all steps of a point: dispatches, launches, planned bytes, loops over slots."""
+    with counting(engine.generator or engine.embedder) as found:
+        measure(engine, Point(name, tokens, batch, COUNTED_PROMPT if name == "decode" else 0))
+    return sum(found.dispatches.values()), found.launches, found.planned_bytes, found.per_slot_fallbacks
+
+
+def _split(model: str, points: Sequence[Point]) -> tuple[list[Point], list[Point], bool]:
+    """Those that fit the model's positions, those that do not, and whether it is an encoder."""
+    plans = describe(model, EngineOptions()).plans
+    encodes = plans.encode is not None
+    found = for_encoder(points) if encodes else points
+    longest = plans.facts.max_positions - LEAD
+    return [p for p in found if p.length <= longest], [p for p in found if p.length > longest], encodes
 
 
 def _weights(engine: Engine) -> dict[str, int]:
@@ -155,7 +169,7 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"left out, longer than the model's positions: {', '.join(report['left_out'])}")
     lines += [start_line(report)] if report["load"] else []
     lines.append(memory_line(report))
-    lines.append(f"per-slot fallbacks: {report['per_slot_fallbacks']}")
+    lines.append(counted_line(report))
     return "\n".join(lines)
 
 
@@ -167,7 +181,8 @@ def heading(report: dict[str, Any]) -> str:
     how = f"{report['isa']}, {report['threads']} threads, {report['numerics']}"
     if report["quantize"]:
         how += f", quantised to {report['quantize']}"
-    return f"{report['model']} on {report['backend']} ({how})"
+    instead = f", the fallback: {report['fallback']}" if report["fallback"] else ""
+    return f"{report['model']} on {report['backend']} ({how}){instead}"
 
 
 def numerics_hint(report: dict[str, Any]) -> list[str]:
@@ -194,6 +209,14 @@ def start_line(report: dict[str, Any]) -> str:
         f"fresh process: first token after {load['first_token_s']:.2f} s ({load['load_s']:.2f} s of loading, "
         f"a prompt of {load['prompt_tokens']} tokens in {load['prefill_s']:.3f} s), peak resident "
         f"{load['peak_rss_bytes'] / 1e6:.0f} MB of {load['quoted_bytes'] / 1e6:.0f} MB quoted"
+    )
+
+
+def counted_line(report: dict[str, Any]) -> str:
+    counted = report["counted"]
+    return (
+        f"a step of one sequence: {counted['dispatches']:g} dispatches, {counted['launches']:g} kernel launches, "
+        f"{counted['planned_bytes'] / 1e6:.1f} MB as planned; per-slot fallbacks: {report['per_slot_fallbacks']}"
     )
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from treadle.bench import pair_worker
@@ -70,9 +71,13 @@ class Side:
             self.close()
             raise
 
-    def measure(self, point: Point) -> list[float]:
-        """Seconds of each step."""
-        steps: list[float] = self._worker.ask(point, ANSWER_SECONDS)["steps"]
+    def open(self, point: Point) -> None:
+        """Begins a point: its sequences get their prompts."""
+        self._worker.ask({"open": asdict(point)}, ANSWER_SECONDS)
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of the next steps of the point that was opened; see `pair_worker.Blocks`."""
+        steps: list[float] = self._worker.ask({"steps": count}, ANSWER_SECONDS)["steps"]
         return steps
 
     def close(self) -> None:

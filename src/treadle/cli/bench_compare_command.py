@@ -2,16 +2,18 @@
 
 import argparse
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.options import positive
+from treadle.cli.status_line import status_line
 
 NOTES = """\
-Both commits are built beside the repository (build/compare) and measured in turns, side by side; a point is decided
-once the interval of its median ratio lies on one side of its budget (governance/benchmarks.toml). Exit code 0: all is
-within budget; 1: something is beyond it; 3: nothing is beyond it, but noise left something undecided."""
+Both commits are built beside the repository (build/compare) and run side by side in fresh processes each turn, a few
+steps of one and a few of the other; a point is decided once the interval of its median ratio lies on one side of its
+budget (governance/benchmarks.toml). The interval holds with 99 % confidence, however often it was looked at. Exit code
+0: all is within budget; 1: something is beyond it; 3: nothing is beyond it, but noise left something undecided."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,32 +37,25 @@ def execute(options: argparse.Namespace) -> int:
     from treadle.bench.compare import compare, table
     from treadle.bench.judge import CONFIDENCE, Verdict
     from treadle.bench.matrix import read_matrix
-    from treadle.bench.measure import room
+    from treadle.bench.measure import points_of, room
     from treadle.bench.sides import Side, built
     from treadle.governance.git import root_of
     from treadle.governance.sources import FOLDER
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     root = root_of(Path.cwd())
     budgets = read_matrix(root / FOLDER).budgets
-    points = choose_points(options.points, options.lengths, options.depths, options.batches)
-    sources = [built(root, commit, say) for commit in (options.base, options.head)]
-    sides: list[Side] = []
-    try:
-        for name, source in zip(("BASE", "HEAD"), sources, strict=True):
-            sides.append(Side(name, source, options.model, options.threads or 0, options.numerics, room(points)))
-        base, head = sides
+    points = points_of(options.model, choose_points(options.points, options.lengths, options.depths, options.batches))
+    with status_line() as say:
+        sources = [built(root, commit, say) for commit in (options.base, options.head)]
+        base, head = (
+            partial(Side, name, source, options.model, options.threads or 0, options.numerics, room(points))
+            for name, source in zip(("BASE", "HEAD"), sources, strict=True)
+        )
         found = compare(base, head, points, budgets, max_turns=options.max_turns, say=say)
-    finally:
-        for side in sides:
-            side.close()
-    verdicts = {judgement.verdict for judgement in found.values()}
+    verdicts = {judgement.verdict for judgement in found.judgements.values()}
     if options.json:
-        same_plan = sides[0].facts["plan"] == sides[1].facts["plan"]
         about = {"base": options.base, "head": options.head, "model": options.model, "confidence": CONFIDENCE}
-        print(json.dumps({**about, "same_plan": same_plan, "judgements": msgspec.to_builtins(found)}))
+        print(json.dumps({**about, **msgspec.to_builtins(found)}))
     else:
         print(table(found))
     return 1 if Verdict.BEYOND in verdicts else 3 if Verdict.UNDECIDED in verdicts else 0

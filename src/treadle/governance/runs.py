@@ -65,7 +65,7 @@ def outcome(record: Entry) -> tuple[bool, str]:
 
 
 def record_benchmark(checkout: Checkout, report: Mapping[str, Any]) -> Entry:
-    """Appends a report of `bench.report.run_bench`. Raises InvalidRecord for changes that are not committed."""
+    """Appends a report of `bench.matrix.run_matrix`. Raises InvalidRecord for changes that are not committed."""
     return ledger_of(checkout, BENCHMARKS).append(
         Benchmark(
             number=0,
@@ -74,7 +74,7 @@ def record_benchmark(checkout: Checkout, report: Mapping[str, Any]) -> Entry:
             phase="",
             commit=checkout.commit(),
             tree=checkout.tree(BENCHMARKS.covers),
-            model=report["model"],
+            model=report["name"],
             plan=report["plan"],
             machine=machine(),
             isa=report["isa"],

@@ -11,6 +11,7 @@ import msgspec
 
 from treadle.inference.backends.base import Numerics
 from treadle.inference.core import EngineCore
+from treadle.inference.encoder import Encoder
 from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
 from treadle.plan.ir import NO_WEIGHT, CompiledPlan, DType, Instruction, Opcode, WeightBinding
@@ -164,7 +165,7 @@ def _sum(costs: list[Operations]) -> Operations:
 
 
 @contextmanager
-def counting(core: EngineCore) -> Iterator[Counters]:
+def counting(core: EngineCore | Encoder) -> Iterator[Counters]:
     """Counts the steps inside: dispatches by opcode, kernel launches, per-slot fallbacks, planned bytes."""
     core.counters = Counters()
     try:
