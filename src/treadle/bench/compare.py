@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from statistics import median
 from typing import Any, Final, Protocol
 
@@ -48,7 +48,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 BLOCKS: Final = 4
-"""BASE, HEAD, HEAD, BASE in one turn; a decode point's steps are shared out among them."""
+"""Of two blocks of each side, in one turn; a decode point's steps are shared out among them."""
 FIRST_LOOK: Final = 10
 COUNTS: Final = {
     "dispatches": "dispatches",
@@ -71,10 +71,10 @@ def compare(
     """A judgement of each point's time and p95, and of each count.
 
     A turn starts both sides, for how a process lies in memory makes it faster or slower for all its life, and takes of
-    each point blocks of steps BASE, HEAD, HEAD, BASE, several times over: a block of a few dozen milliseconds meets the
-    same weather as its neighbours, and what drifts evenly cancels. Their median is the turn's one ratio. A point is
-    measured until its figures are decided, or `max_turns` are over. They are judged after 10 turns, 20, 40, ... only,
-    each time with a part of the error that CONFIDENCE leaves, so that looking often does not find more.
+    each point blocks of steps BASE, HEAD, HEAD, BASE, then HEAD, BASE, BASE, HEAD, and so on: a block of a few dozen
+    milliseconds meets the same weather as its neighbours, and what drifts evenly cancels. The median of the ratios is
+    the turn's one. A point is measured until its figures are decided, or `max_turns` are over. They are judged after 10
+    turns, 20, 40, ... only, each time with a part of the error that CONFIDENCE leaves: looking often finds no more.
     """
     planned = looks(max_turns)
     confidence = 1 - (1 - CONFIDENCE) / len(planned)
@@ -90,7 +90,7 @@ def compare(
             plans = plans or [side.facts["plan"] for side in sides]
             for point in still:
                 say(f"turn {turn} of at most {max_turns}: {point.label}")
-                ratio, tail = _turn(*sides, point)
+                ratio, tail = _turn(*sides, point, head_leads=turn % 2 == 0)
                 times[point].append(ratio)
                 tails[point].append(tail)
         if turn in planned:
@@ -129,20 +129,24 @@ def _counts(base: Compared, head: Compared, budgets: Budgets) -> dict[str, Judge
     return {**found, "per-slot fallbacks": Judgement(verdict, ratio, ratio, ratio, 1)}
 
 
-def _turn(base: Compared, head: Compared, point: Point) -> tuple[float, float]:
-    """The ratios of the point's time and of the p95 of its steps."""
+def _turn(base: Compared, head: Compared, point: Point, head_leads: bool) -> tuple[float, float]:
+    """The ratios of the point's time and of the p95 of its steps. Each side follows itself as often as the other."""
     steps = max(1, point.tokens // (2 * BLOCKS)) if point.name == "decode" else 1
-    for side in (base, head):
+    first, second = (head, base) if head_leads else (base, head)
+    for side in (first, second):
         side.open(point)
         side.steps(steps)  # not counted: memory is touched for the first time
         side.open(point)
-    ratios, of_base, of_head = [], list[float](), list[float]()
-    for _ in range(BLOCKS):
-        a1, b1, b2, a2 = (side.steps(steps) for side in (base, head, head, base))
-        ratios.append(math.sqrt(_time(point, b1) * _time(point, b2) / (_time(point, a1) * _time(point, a2))))
-        of_base += a1 + a2
-        of_head += b1 + b2
-    return median(ratios), quantile(sorted(of_head), 0.95) / quantile(sorted(of_base), 0.95)
+    ratios, of_first, of_second = [], list[float](), list[float]()
+    for block in range(BLOCKS):
+        order = (second, first) if block % 2 else (first, second)
+        took = [(side, side.steps(steps)) for side in (*order, *order[::-1])]
+        one, other = ([found for side, found in took if side is which] for which in (first, second))
+        ratios.append(math.sqrt(math.prod(_time(point, o) / _time(point, f) for f, o in zip(one, other, strict=True))))
+        of_first += chain.from_iterable(one)
+        of_second += chain.from_iterable(other)
+    ratio, tail = median(ratios), quantile(sorted(of_second), 0.95) / quantile(sorted(of_first), 0.95)
+    return (1 / ratio, 1 / tail) if head_leads else (ratio, tail)
 
 
 def _time(point: Point, steps: Sequence[float]) -> float:
