@@ -84,6 +84,11 @@ def model(name: str) -> PreTrainedModel:
 def save(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A Hugging Face directory: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
     model(name).to(dtype).save_pretrained(directory)
+    return add_tokenizer(directory)
+
+
+def add_tokenizer(directory: Path) -> Path:
+    """tokenizer.json and tokenizer_config.json."""
     tokenizer().save(str(directory / "tokenizer.json"))
     tokens = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[2], "pad_token": SPECIAL[0]}
     described = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE, **tokens}

@@ -12,14 +12,14 @@ from treadle.errors import InvalidFile, InvalidRequest
 MATRIX: Final = Path(__file__).with_name("matrix.toml")
 
 
-class PerWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A figure for each way in which weights are stored for a run with fast numerics."""
+class Rounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A figure for inputs of matrices rounded to bf16, and to the int8 blocks that go with weights of q8_0."""
 
     bf16: float
     q8_0: float
 
-    def of(self, weights: str) -> float:
-        return self.q8_0 if weights == "q8_0" else self.bf16
+    def of(self, numerics: str, weights: str) -> float:
+        return self.q8_0 if (numerics, weights) == ("fast", "q8_0") else self.bf16
 
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,8 +29,8 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lengths: tuple[int, ...]
     chunks: tuple[int, ...]
     rel_err: float
-    noise: PerWeights
-    margin: PerWeights
+    noise: Rounding
+    margin: float
     decided: float
     top1: float
 

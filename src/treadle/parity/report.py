@@ -43,7 +43,7 @@ def line(report: CaseReport) -> str:
     name = f"{report.family}/{report.case}"
     setting = f"{report.backend} {report.numerics} {report.weights}"
     figures = f"rel. error {figure(report.rel_err, '.1e'):7}  top-1 {figure(report.top1, '.2%'):7}"
-    if report.numerics == "fast":
+    if report.numerics != "exact":
         figures += f" (of all {figure(report.top1_all, '.2%') or '-'}, noise {figure(report.noise, '.1e')})"
     said = "; ".join(text for text in (report.message, report.diverges) if text)
     return f"{report.status:6}  {name:32} {setting:20} {figures}  {said}".rstrip()

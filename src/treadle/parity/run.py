@@ -41,6 +41,7 @@ SETTINGS: Final = (
     Setting("cpu", "exact", "f32"),
     Setting("cpu", "fast", "bf16"),
     Setting("cpu", "fast", "q8_0"),
+    Setting("cpu", "bf16", "q8_0"),
 )
 
 
@@ -220,11 +221,11 @@ def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapp
     worst = max(errors, key=lambda way: errors[way])
     report.rel_err, report.noise = errors[worst], noise(whole, expected)
     report.positions = sum(map(len, subject.prompts))
-    fast = report.numerics == "fast"
+    rounds = report.numerics != "exact"
     if subject.encodes:
         report.top1 = report.top1_all = retrieval(whole, expected)
     else:
-        margin = defaults.margin.of(report.weights) if fast else 0.0
+        margin = defaults.margin * report.noise if rounds else 0.0
         report.top1, report.top1_all, report.decided = agreement(whole, expected, margin)
     problems = []
     if report.backend == "cpu":
@@ -232,8 +233,8 @@ def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapp
         report.bitwise = not report.differing
         if report.differing:
             problems.append(f"{', '.join(report.differing)}: not the bits of whole prompts")
-    if fast:
-        allowed = defaults.noise.of(report.weights)
+    if rounds:
+        allowed = defaults.noise.of(report.numerics, report.weights)
         if not report.noise < allowed:
             problems.append(f"noise {report.noise:.4f}, allowed {allowed}")
         if report.decided is not None and report.decided < defaults.decided:
@@ -254,7 +255,8 @@ def locate(report: CaseReport, subject: Subject, defaults: Defaults, path: Path,
     if chunk is not None:
         found = between_ways(run, inspect(path, options, ids, chunk))
     else:
-        tolerance = 3 * defaults.noise.of(report.weights) if report.numerics == "fast" else subject.rel_err
+        allowed = defaults.noise.of(report.numerics, report.weights)
+        tolerance = subject.rel_err if report.numerics == "exact" else 3 * allowed
         found = against_oracle(run, load_oracle(), subject.model, ids, tolerance)
     report.diverges, report.trace = "" if found.first is None else str(found), list(found.points)
 
