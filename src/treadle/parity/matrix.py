@@ -18,8 +18,8 @@ class Rounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bf16: float
     q8_0: float
 
-    def of(self, numerics: str, weights: str) -> float:
-        return self.q8_0 if (numerics, weights) == ("fast", "q8_0") else self.bf16
+    def of(self, weights: str) -> float:
+        return self.q8_0 if weights == "q8_0" else self.bf16
 
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -41,7 +41,6 @@ SETTINGS: Final = (
     Setting("cpu", "exact", "f32"),
     Setting("cpu", "fast", "bf16"),
     Setting("cpu", "fast", "q8_0"),
-    Setting("cpu", "bf16", "q8_0"),
 )
 
 
@@ -234,7 +233,7 @@ def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapp
         if report.differing:
             problems.append(f"{', '.join(report.differing)}: not the bits of whole prompts")
     if rounds:
-        allowed = defaults.noise.of(report.numerics, report.weights)
+        allowed = defaults.noise.of(report.weights)
         if not report.noise < allowed:
             problems.append(f"noise {report.noise:.4f}, allowed {allowed}")
         if report.decided is not None and report.decided < defaults.decided:
@@ -255,7 +254,7 @@ def locate(report: CaseReport, subject: Subject, defaults: Defaults, path: Path,
     if chunk is not None:
         found = between_ways(run, inspect(path, options, ids, chunk))
     else:
-        allowed = defaults.noise.of(report.numerics, report.weights)
+        allowed = defaults.noise.of(report.weights)
         tolerance = subject.rel_err if report.numerics == "exact" else 3 * allowed
         found = against_oracle(run, load_oracle(), subject.model, ids, tolerance)
     report.diverges, report.trace = "" if found.first is None else str(found), list(found.points)
