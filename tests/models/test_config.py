@@ -189,6 +189,26 @@ def test_refused_by_name(change, message):
     assert "config.json" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "change", "message"),
+    [
+        ("gpt2", {"n_head": 5}, "n_embd: found 64, supported: a multiple of 5 heads"),
+        (
+            "stablelm",
+            {"num_attention_heads": 16},
+            "num_attention_heads: found 16, supported: an even number of rotated",
+        ),
+    ],
+)
+def test_refusals_name_keys_that_the_config_has(model_type, change, message):
+    names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "max_position_embeddings": "n_positions"}
+    of_gpt2 = {names.get(key, key): value for key, value in BASE.items() if key in {*names, "vocab_size"}}
+    config = {**(of_gpt2 if model_type == "gpt2" else BASE), "model_type": model_type, **change}
+    config.pop("rms_norm_eps", None)
+    with pytest.raises(UnsupportedModel, match=f"config.json: {message}"):
+        family_of_json(model_type, "config.json").config.read(Keys.of_json(config, "config.json"))
+
+
 def test_a_missing_field_is_refused_by_name():
     with pytest.raises(UnsupportedModel, match="hidden_size: missing"):
         LlamaConfig.read(Keys.of_json({key: BASE[key] for key in BASE if key != "hidden_size"}, "config.json"))

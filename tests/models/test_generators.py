@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
+from transformers import Phi3Config as OraclePhi3
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-from treadle.errors import InvalidWeights
+from treadle.errors import InvalidWeights, UnsupportedModel
 from treadle.models.config import Keys
+from treadle.models.families.phi3 import Phi3Config
 from treadle.models.generators import generate, rope_default, rope_powers
-from treadle.models.rope import read_rope
+from treadle.models.rope import partial_rope, read_rope
 from treadle.plan.ir import Generator, GeneratorKind
 
 SCALINGS = {
@@ -71,6 +74,28 @@ def test_rope_as_transformers(name, dim, theta):
     assert found.dtype == np.float32
     assert rope.scale == np.float32(scale)
     np.testing.assert_array_max_ulp(found, expected.numpy(), 1 if kind == "yarn" else 0)
+
+
+@pytest.mark.parametrize("beside", [{"original_max_position_embeddings": 512}, {}], ids=["stated", "phi3's default"])
+def test_longrope_of_phi3_counts_from_the_length_beside_the_rope(beside):
+    """As microsoft's configs say it; the rope's own object does not repeat it."""
+    parameters = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
+    shape = {"hidden_size": 16, "num_attention_heads": 4, "max_position_embeddings": 16384}
+    expected = Phi3RotaryEmbedding(OraclePhi3(**shape, **beside, rope_parameters={**parameters, "rope_theta": 1e4}))
+    values = {**shape, "vocab_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "rms_norm_eps": 1e-5}
+    rope = Phi3Config.read(Keys.of_json({**values, **beside, "rope_scaling": parameters}, "config.json")).rope
+    assert rope.scale == np.float32(expected.attention_scaling) > 1
+    assert rope.reach() == expected.config.original_max_position_embeddings
+    np.testing.assert_array_equal(generate(rope.weight().generator), expected.inv_freq.numpy())
+
+
+def test_two_original_lengths_must_agree():
+    parameters = {"rope_type": "longrope", "original_max_position_embeddings": 64, "short_factor": [1.0]}
+    values = {"head_dim": 2, "max_position_embeddings": 512}
+    with pytest.raises(UnsupportedModel, match=r"original_max_position_embeddings: found 64, supported: .* \(128\)"):
+        partial_rope(1.0, original=4096)(
+            Keys.of_json({"rope_parameters": parameters, "original_max_position_embeddings": 128}, "c"), values
+        )
 
 
 @pytest.mark.parametrize("heads", [1, 4, 7, 12, 32, 71])

@@ -98,6 +98,7 @@ REFUSED = [
     ("mamba2", "time_step_limit", [0.5, 0.1]),
     ("mamba2", "time_step_limit", [-1.0, 0.1]),
     ("mamba2", "time_step_limit", [0.0, math.nan]),
+    ("mamba2", "time_step_limit", [math.inf, math.inf]),
     ("mamba2", "time_step_limit", [0.0]),
     ("mamba2", "time_step_limit", [0.0, "inf"]),
     ("mamba2", "time_step_limit", 0.1),

@@ -58,6 +58,8 @@ def test_windows_are_those_of_transformers(model_type, changes):
         ("qwen2", {"layer_types": [FULL] * 4 + ["chunked_attention"]}, "layer_types: found"),
         ("qwen2", {"layer_types": [FULL] * 4 + [[]]}, "layer_types: found"),
         ("qwen2", {"layer_types": [SLIDING] * 5}, "layer_types: found 'sliding_attention', supported: full_attention"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window: found 0, supported: 1 to"),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window: found 0, supported: 1 to"),
         ("qwen2", {"use_sliding_window": 1}, "use_sliding_window: found 1, supported: bool"),
         ("qwen2", {"max_window_layers": -1}, "max_window_layers: found -1"),
         ("gemma3_text", {"sliding_window": None}, "sliding_window: found None, supported: a number"),

@@ -48,6 +48,8 @@ class Keys:
         self.tensors = tensors
         self.values_of = values_of
         """The values of a small tensor; None where there are only shapes."""
+        self.called: dict[str, str] = {}
+        """Declared fields' names and the keys that they were read by."""
         self._directory = directory
         self._values = values
         self._read: set[str] = set()
@@ -100,7 +102,9 @@ class Keys:
         return key in self._values
 
     def refuse(self, key: str, found: object, expected: str) -> typing.NoReturn:
-        raise UnsupportedModel(f"{self.where}: {key}: found {brief(found)}, supported: {expected}")
+        """`key`: or the name of the field that was read by it."""
+        called = self.called.get(key, key)
+        raise UnsupportedModel(f"{self.where}: {called}: found {brief(found)}, supported: {expected}")
 
     def rest(self, ignored: Collection[str], only: Mapping[str, object]) -> dict[str, Any]:
         """Keys that nobody read and that may change the maths. `only`: those that may have this one value, or null."""
@@ -216,6 +220,8 @@ def read_field(keys: Keys, field: dataclasses.Field[Any], hint: Any, values: Map
         wanted = not declared.gguf_tensor.startswith("!")
         return (declared.gguf_tensor.lstrip("!") in keys.tensors) == wanted
     name = declared.gguf if keys.container is Container.GGUF else (field.name if declared.hf == "" else declared.hf)
+    if name is not None:
+        keys.called[field.name] = name
     found = None if name is None else keys.take(name)
     if found is not None:
         assert name is not None

@@ -73,7 +73,8 @@ class BaseDecoderConfig(Config):
         if self.num_attention_heads % self.num_key_value_heads:
             keys.refuse("num_key_value_heads", self.num_key_value_heads, f"a divisor of {self.num_attention_heads}")
         if self.rope is not None and self.rope.rotary_dim % 2:
-            keys.refuse("head_dim", self.head_dim, f"an even number of rotated dims ({self.rope.rotary_dim} are)")
+            key = "head_dim" if "head_dim" in keys else "num_attention_heads"
+            keys.refuse(key, getattr(self, key), f"an even number of rotated dims a head ({self.rope.rotary_dim} are)")
 
     @property
     def norm(self) -> Norm:

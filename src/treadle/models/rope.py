@@ -27,6 +27,7 @@ LONG_FACTORS_TENSOR: Final = "rope_factors_long.weight"
 DEFAULT_THETA: Final = 10000.0
 THETA_BOUNDS: Final = (1.0, 1e30)
 ORIGINAL_POSITIONS: Final = "original_max_position_embeddings"
+ORIGINAL_BOUNDS: Final = (2, 1 << 30)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,20 @@ def theta_or(default: float) -> RopeReader:
     return read
 
 
-def partial_rope(default: float, scalings: Mapping[str, Scaling] | None = None) -> RopeReader:
+def partial_rope(
+    default: float, scalings: Mapping[str, Scaling] | None = None, original: int | None = None
+) -> RopeReader:
     """A reader of a rope that may turn the first dims of a head only; `default`: of partial_rotary_factor.
-    `scalings`: those that the family knows, if not all."""
+    `scalings`: those that the family knows, if not all. `original`: of the original_max_position_embeddings that
+    stands beside the rope and counts (Phi-3), where config.json has none; None: the family has no such key."""
 
     def read(keys: Keys, values: Mapping[str, Any]) -> Rope:
         if keys.container is Container.GGUF:
             return _from_gguf(keys, values, default)
+        if original is not None:
+            stated = keys.take(ORIGINAL_POSITIONS)
+            found = original if stated is None else stated
+            values = {**values, ORIGINAL_POSITIONS: convert(keys, ORIGINAL_POSITIONS, found, int, ORIGINAL_BOUNDS)}
         return _from_json(keys, values, default, scalings or SCALINGS)
 
     return read
@@ -238,11 +246,13 @@ def _yarn(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rop
 
 
 def _longrope(inner: Keys, theta: float, dim: int, values: Mapping[str, Any]) -> Rope:
-    """transformers' _compute_longrope_parameters; the original length may stand beside the rope (Phi-3)."""
+    """transformers' _compute_longrope_parameters; the original length may stand beside the rope."""
     positions = values["max_position_embeddings"]
-    stated = inner.take(ORIGINAL_POSITIONS)
-    original = values.get(ORIGINAL_POSITIONS) or (positions if stated is None else stated)
-    original = convert(inner, ORIGINAL_POSITIONS, original, int, (2, 1 << 30))
+    stated, beside = inner.take(ORIGINAL_POSITIONS), values.get(ORIGINAL_POSITIONS)
+    if stated is not None and beside is not None and stated != beside:
+        inner.refuse(ORIGINAL_POSITIONS, stated, f"the same as beside the rope ({beside})")
+    original = positions if stated is None else stated
+    original = convert(inner, ORIGINAL_POSITIONS, original if beside is None else beside, int, ORIGINAL_BOUNDS)
     short = _factors(inner, "short_factor", dim)
     _factors(inner, "long_factor", dim)
     factor = inner.number("factor", positions / original)

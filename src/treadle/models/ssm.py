@@ -90,8 +90,8 @@ def read_dt_limits(keys: Keys, values: Mapping[str, Any]) -> tuple[float, float]
     if not isinstance(limits, list) or len(limits) != 2 or any(type(v) not in (int, float) for v in limits):
         keys.refuse("time_step_limit", found, "two numbers")
     low, high = float(limits[0]), float(limits[1])
-    if not (0.0 <= low <= high and high > 0.0):
-        keys.refuse("time_step_limit", found, "0 <= low <= high")
+    if not (0.0 <= low <= high and low < math.inf and high > 0.0):
+        keys.refuse("time_step_limit", found, "0 <= low <= high, low not infinite")
     return low, high
 
 

@@ -106,10 +106,11 @@ def _qwen_window(keys: Keys) -> tuple[int | None, int]:
     models, and its files say none."""
     if keys.container is Container.GGUF:
         return None, 0
-    unused = keys.take("sliding_window") == 0  # as transformers writes it for Qwen2-MoE
-    window = None if unused else _window(keys, "sliding_window", 4096 if "sliding_window" not in keys else None)
     layers = int(convert(keys, "max_window_layers", _or(keys.take("max_window_layers"), 28), int, (0, 1 << 24)))
     used = convert(keys, "use_sliding_window", _or(keys.take("use_sliding_window"), False), bool)
+    if not used and keys.take("sliding_window") == 0:  # as transformers writes it for Qwen2-MoE
+        return None, layers
+    window = _window(keys, "sliding_window", 4096 if "sliding_window" not in keys else None)
     return (window if used else None), layers
 
 

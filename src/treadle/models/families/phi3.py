@@ -26,10 +26,7 @@ class Phi3Config(DecoderConfig):
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("Phi3ForCausalLM",)
     GGUF_ARCHITECTURE: ClassVar[str | None] = "phi3"
 
-    original_max_position_embeddings: int = declare(
-        4096, gguf="rope.scaling.original_context_length", bounds=(2, 1 << 30)
-    )
-    rope: Rope = declare(reader=partial_rope(1.0, LONG_SCALINGS))
+    rope: Rope = declare(reader=partial_rope(1.0, LONG_SCALINGS, original=4096))
     windows: tuple[int, ...] = declare(reader=every_layer(None))
 
 
