@@ -198,7 +198,7 @@ def test_the_command_records_all_that_it_ran(checkout, monkeypatch):
     monkeypatch.chdir(checkout.root)
     assert main(["parity", "--record", "--json"]) == 0
     (found,) = runs.ledger_of(checkout, PARITY).records
-    assert (found.passed, found.failed) == (4, [])
+    assert (found.passed, found.failed) == (5, [])
     assert set(found.kernels) == {"cpu", "reference"}
     assert set(found.versions) >= {"torch", "transformers"}
     assert found.worst["cpu exact f32"]["rel_err"] < 1e-4

@@ -11,7 +11,6 @@ from tests import tiny
 
 from treadle.inference.engine import quantize_file
 from treadle.inference.llm import LLM
-from treadle.models.registry import family_of_json
 from treadle.parity import compare, oracle
 from treadle.parity.matrix import read_matrix
 from treadle.parity.run import random_prompts
@@ -19,7 +18,7 @@ from treadle.parity.run import random_prompts
 PEERS = Path(__file__).parents[2] / "bench" / "peers"
 PYTHON = PEERS / ".venv-llama_cpp" / "bin" / "python"
 MATRIX = read_matrix()
-TOLERANCE = 2e-3
+TOLERANCE = 3e-3
 """Relative; llama.cpp looks gelu and silu up in tables of f16."""
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="llama.cpp is not installed: make bench-peers")
@@ -31,12 +30,6 @@ def checkpoint(case, path):
     return tiny.add_tokenizer(path)
 
 
-def is_written(case):
-    """Whether the case's family has a form in GGUF that treadle writes."""
-    model_type = oracle.full_config(case.class_name, case.config)["model_type"]
-    return family_of_json(model_type, "config.json").config.GGUF_ARCHITECTURE is not None
-
-
 def of_llama_cpp(path, ids, folder):
     (folder / "ids.json").write_text(json.dumps(ids))
     command = [PYTHON, PEERS / "llama_cpp_logits.py", path, folder / "ids.json", folder / "logits.npy"]
@@ -45,13 +38,33 @@ def of_llama_cpp(path, ids, folder):
     return np.load(folder / "logits.npy")
 
 
-WRITTEN = [case for case in MATRIX.cases if case.name == "gqa" or "rope" in case.name]
+WRITTEN = [
+    "llama/gqa",
+    "llama/biases",
+    "llama/rope-linear",
+    "llama/rope-llama3",
+    "llama/rope-yarn",
+    "qwen2/gqa",
+    "qwen2/rope-yarn",
+    "qwen3/norms",
+    "gemma/gqa",
+    "phi/half-rotated",
+    "granite/biases",
+    "olmo/no-gains",
+    "olmo2/post-norms",
+    "stablelm/serial",
+    "stablelm/parallel",
+    "starcoder2/biases",
+    "mixtral/two-of-eight",
+    "qwen3_moe/normalised",
+    "granitemoe/experts",
+]
+"""Cases that GGUF can say; treadle refuses to write the others, by what it cannot say."""
 
 
-@pytest.mark.parametrize("case", WRITTEN, ids=lambda case: f"{case.family}-{case.name}")
-def test_f32_files(case, tmp_path):
-    if not is_written(case):
-        pytest.skip("no GGUF form that treadle writes")
+@pytest.mark.parametrize("name", WRITTEN)
+def test_f32_files(name, tmp_path):
+    (case,) = MATRIX.select(*name.split("/"))
     (ids,) = random_prompts(msgspec.structs.replace(MATRIX.defaults, lengths=(100,)), case.config["vocab_size"])
     folder = checkpoint(case, tmp_path / "model")
     quantize_file(folder, tmp_path / "model.gguf", "f32")

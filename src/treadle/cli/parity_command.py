@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", metavar="F", help="only this family")
     parser.add_argument("--case", metavar="C", help="only the cases of this name")
     parser.add_argument("--backend", choices=("reference", "cpu"), help="only this backend")
-    parser.add_argument("--numerics", choices=("exact", "fast"), help="only these numerics")
+    parser.add_argument("--numerics", choices=("exact", "fast", "bf16"), help="only these numerics")
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument(
         "--flips",

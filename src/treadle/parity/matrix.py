@@ -10,16 +10,20 @@ import msgspec
 from treadle.errors import InvalidFile, InvalidRequest
 
 MATRIX: Final = Path(__file__).with_name("matrix.toml")
+NUMERICS: Final = ("exact", "fast", "bf16")
 
 
 class Rounding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A figure for inputs of matrices rounded to bf16, and to the int8 blocks that go with weights of q8_0."""
+    """A figure for each way of rounding: of fast numerics by how weights are stored, and of bf16 numerics."""
 
+    fast_bf16: float
+    fast_q8_0: float
     bf16: float
-    q8_0: float
 
-    def of(self, weights: str) -> float:
-        return self.q8_0 if weights == "q8_0" else self.bf16
+    def of(self, numerics: str, weights: str) -> float:
+        if numerics == "bf16":
+            return self.bf16
+        return self.fast_q8_0 if weights == "q8_0" else self.fast_bf16
 
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,13 +40,14 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One config of a family. `class_name`: the transformers class that is the oracle."""
+    """One config of a family. `class_name`: the transformers class that is the oracle; `numerics`: it is run on."""
 
     family: str
     name: str
     class_name: str
     config: dict[str, Any]
     rel_err: float
+    numerics: tuple[str, ...] = NUMERICS
     reason: str = ""
 
 
@@ -69,6 +74,7 @@ class _CaseEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: dict[str, Any] = {}
     null: tuple[str, ...] = ()
     rel_err: float | None = None
+    numerics: tuple[str, ...] | None = None
     reason: str = ""
 
 
@@ -105,13 +111,17 @@ def read_matrix(path: Path = MATRIX) -> Matrix:
 
 
 def _case(name: str, family: _FamilyEntry, entry: _CaseEntry, defaults: Defaults, where: str) -> Case:
-    if (entry.rel_err is None) != (not entry.reason):
-        raise InvalidFile(f"{where}: {name}/{entry.name}: rel_err and reason go together")
+    if (entry.rel_err is None and entry.numerics is None) != (not entry.reason):
+        raise InvalidFile(f"{where}: {name}/{entry.name}: rel_err or numerics, and reason go together")
+    numerics = NUMERICS if entry.numerics is None else entry.numerics
+    if not numerics or any(each not in NUMERICS for each in numerics):
+        raise InvalidFile(f"{where}: {name}/{entry.name}: numerics: expected some of {', '.join(NUMERICS)}")
     return Case(
         family=name,
         name=entry.name,
         class_name=family.class_name,
         config={**family.base, **entry.config, **dict.fromkeys(entry.null)},
         rel_err=defaults.rel_err if entry.rel_err is None else entry.rel_err,
+        numerics=numerics,
         reason=entry.reason,
     )

@@ -133,11 +133,11 @@ def _values(name: str, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _on_grid(values: torch.Tensor) -> torch.Tensor:
-    """Multiples, at most 127, of a power of two; in every block of 32 along the last two axes one is +-127.
+    """Multiples, at most 127, of a power of two; in every block of 32 along either of the last two axes one is +-127.
 
-    So q8_0 finds that power as each block's scale. Tensors that have no such blocks are rounded to bf16.
+    So q8_0 finds that power as each block's scale. Tensors without blocks along either are rounded to bf16.
     """
-    if values.ndim < 2 or any(size % BLOCK for size in values.shape[-2:]):
+    if values.ndim < 2 or all(size % BLOCK for size in values.shape[-2:]):
         return values.to(torch.bfloat16).float()
     step = 2.0 ** torch.round(torch.log2(2.5 * values.std() / 127))
     steps = torch.round(values / step).clamp(-127, 127)

@@ -41,6 +41,7 @@ SETTINGS: Final = (
     Setting("cpu", "exact", "f32"),
     Setting("cpu", "fast", "bf16"),
     Setting("cpu", "fast", "q8_0"),
+    Setting("cpu", "bf16", "q8_0"),
 )
 
 
@@ -50,6 +51,11 @@ def choose_settings(backend: str | None, numerics: str | None) -> tuple[Setting,
     if not found:
         raise InvalidRequest(f"backend {backend} has no {numerics} numerics")
     return found
+
+
+def settings_of(case: Case, settings: Sequence[Setting] = SETTINGS) -> list[Setting]:
+    """Those that the case is run on."""
+    return [setting for setting in settings if setting.numerics in case.numerics]
 
 
 class CaseReport(msgspec.Struct, kw_only=True):
@@ -113,7 +119,7 @@ def run_cases(
         say(f"{case.family}/{case.name}: transformers")
         with tempfile.TemporaryDirectory(prefix="treadle-parity-") as folder:
             subject = matrix_subject(case, defaults, Path(folder))
-            for setting in settings:
+            for setting in settings_of(case, settings):
                 say(f"{case.family}/{case.name}: {' '.join(setting)}")
                 yield run_subject(subject, defaults, setting, threads, trace)
 
@@ -233,7 +239,7 @@ def measure(report: CaseReport, subject: Subject, defaults: Defaults, ways: Mapp
         if report.differing:
             problems.append(f"{', '.join(report.differing)}: not the bits of whole prompts")
     if rounds:
-        allowed = defaults.noise.of(report.weights)
+        allowed = defaults.noise.of(report.numerics, report.weights)
         if not report.noise < allowed:
             problems.append(f"noise {report.noise:.4f}, allowed {allowed}")
         if report.decided is not None and report.decided < defaults.decided:
@@ -254,7 +260,7 @@ def locate(report: CaseReport, subject: Subject, defaults: Defaults, path: Path,
     if chunk is not None:
         found = between_ways(run, inspect(path, options, ids, chunk))
     else:
-        allowed = defaults.noise.of(report.weights)
+        allowed = defaults.noise.of(report.numerics, report.weights)
         tolerance = subject.rel_err if report.numerics == "exact" else 3 * allowed
         found = against_oracle(run, load_oracle(), subject.model, ids, tolerance)
     report.diverges, report.trace = "" if found.first is None else str(found), list(found.points)
