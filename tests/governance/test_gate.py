@@ -106,6 +106,12 @@ def test_changes_that_are_not_committed_make_evidence_stale_and_are_not_checked(
         check(checkout)
 
 
+def test_evidence_is_about_paths_that_exist(checkout):
+    with pytest.raises(InvalidRequest, match="nowhere/at/all: no such path in the commit"):
+        checkout.tree(["src/", "nowhere/at/all"])
+    assert checkout.tree(["src/"]) == checkout.tree(["src"]) != checkout.tree(["src/code"])
+
+
 def test_another_command_needs_other_evidence(checkout):
     check(checkout)
     text = (checkout.folder / "phases.toml").read_text().replace('"test", "-f", "docs/a.md"', '"true"')

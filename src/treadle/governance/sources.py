@@ -62,11 +62,15 @@ class Checkout:
         dirty = run_git(self.root, "status", "--porcelain", "--", *paths).splitlines()
         if dirty:
             raise InvalidRecord(f"{dirty[0][3:]}: has changes that are not committed; evidence is about a commit")
-        listed = run_git(self.root, "ls-tree", "-r", "HEAD", "--", *paths)
-        for path in paths:
-            if not run_git(self.root, "ls-tree", "HEAD", "--", path.rstrip("/")):
-                raise InvalidRequest(f"{path}: no such path in the commit")
-        return hashlib.sha256(listed.encode()).hexdigest()
+        names = [path.rstrip("/") for path in paths]
+        try:
+            found = run_git(self.root, "rev-parse", *(f"HEAD:{name}" for name in names)).split()
+        except InvalidRequest:
+            missing = next((name for name in names if not run_git(self.root, "ls-tree", "HEAD", name)), None)
+            if missing is None:
+                raise
+            raise InvalidRequest(f"{missing}: no such path in the commit") from None
+        return hashlib.sha256("\n".join(map(" ".join, zip(names, found, strict=True))).encode()).hexdigest()
 
     def begin(self, paths: Sequence[str]) -> None:
         """Before something is run that a record will be about. Raises InvalidRecord for changes of the paths that are
