@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from tests import encoders
 
 from treadle.cli.main import main
 from treadle.cli.plan_page import embedded, page
@@ -48,6 +49,26 @@ def test_buffers_are_those_of_the_quote(description):
         assert len(place["buffer_of"]) == len(stage["registers"])
         assert len(place["buffer_bytes"]) == stage["peak_registers"]
         assert sum(place["buffer_bytes"]) == description.memory_quote.registers_bytes
+
+
+def test_every_instruction_is_in_its_layer(description, tmp_path):
+    """So that what runs in layer 7 can be asked for; what is in front of the layers and behind them is in none."""
+    stage, place = description.plan_dict["stages"][-1], description.placement["stages"][-1]
+    named = {}
+    for instruction, layer in zip(stage["instructions"], place["layers"], strict=True):
+        named.setdefault(layer, []).append(instruction["opcode"])
+        numbered = [name for name in instruction["weights"].values() if name.startswith("layers.")]
+        assert all(name.startswith(f"layers.{layer}.") for name in numbered)
+    assert named[-1] == ["embedding", "rmsnorm", "lm_head"]
+    assert named[2] == ["rmsnorm", "multihead_attention", "residual_add", "rmsnorm", "swiglu", "residual_add"]
+
+
+def test_an_encoder_pools_behind_its_layers(tmp_path):
+    found = describe(encoders.save("bert", tmp_path), EngineOptions())
+    ops = [i["opcode"] for i in found.plan_dict["stages"][0]["instructions"]]
+    layers = found.placement["stages"][0]["layers"]
+    assert (ops[-1], layers[-1]) == ("pool", -1)
+    assert layers[2:-1] == [layer for layer in range(3) for _ in range(6)]
 
 
 def test_names_cannot_leave_the_script_element():

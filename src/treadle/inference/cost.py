@@ -15,7 +15,7 @@ from treadle.inference.encoder import Encoder
 from treadle.inference.executor import Layout
 from treadle.plan.context import Counters
 from treadle.plan.ir import NO_WEIGHT, CompiledPlan, DType, Instruction, Opcode, WeightBinding
-from treadle.plan.layers import layer_of
+from treadle.plan.layers import BEHIND, layers_of
 from treadle.plan.param_struct import Params
 from treadle.plan.params import AttentionParams, MLAParams, MoEParams, unpack
 
@@ -90,18 +90,16 @@ def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics)
     stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
     dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     found: list[InstructionCost] = []
-    layer = -1
-    for instruction in program.plan.instructions:
-        weights = [program.weight_bindings[w] for w in instruction.weights if w != NO_WEIGHT]
-        numbered = layer_of(weight.name for weight in weights)
-        layer = numbered if numbered is not None else -1 if weights else layer
+    named = [(i, [program.weight_bindings[w] for w in i.weights if w != NO_WEIGHT]) for i in program.plan.instructions]
+    layers = layers_of((i.opcode.name.lower(), [weight.name for weight in weights]) for i, weights in named)
+    for (instruction, weights), layer in zip(named, layers, strict=True):
         params = _params(program, instruction)
         state = None if instruction.state_block_id is None else states[instruction.state_block_id]
         paged = state is not None and state.page_tokens > 0
         found.append(
             InstructionCost(
                 opcode=instruction.opcode,
-                layer=layer,
+                layer=-1 if layer == BEHIND else layer,
                 reads=_reads(instruction.opcode, params, weights, stored),
                 row=_operations(instruction.opcode, params, weights, dtypes, numerics),
                 key_operations=_key_operations(params),

@@ -13,7 +13,8 @@ from treadle.plan.views import PhysicalMapping
 
 
 def placement(plans: ModelPlans, layout: Layout) -> dict[str, Any]:
-    """For each stage its registers' buffers, weights as packed, and bytes that each instruction reads for one token.
+    """For each stage its registers' buffers, weights as packed, and of each instruction its layer (-1: outside the
+    layers) and the bytes that it reads for one token.
 
     Stages are in the order of `plans.stages()`; `limits` and pages are those of the quote.
     """
@@ -28,7 +29,9 @@ def placement(plans: ModelPlans, layout: Layout) -> dict[str, Any]:
 def _stage(compiled: CompiledPlan, layout: Layout) -> dict[str, Any]:
     stored = {binding.name: (dtype, layout.weight_bytes[binding]) for binding, dtype in layout.dtypes.items()}
     mapping = _mapping(compiled, layout)
+    costs = instruction_costs(compiled, layout, "fast")  # bytes are the same in all numerics
     return {
+        "layers": [cost.layer for cost in costs],
         "buffer_of": list(mapping.buffer_of),
         "buffer_bytes": list(mapping.buffer_bytes),
         "weights": [
@@ -41,7 +44,7 @@ def _stage(compiled: CompiledPlan, layout: Layout) -> dict[str, Any]:
                 "state_per_token": cost.state_bytes_per_token,
                 "state_whole": cost.state_bytes // 2,
             }
-            for cost in instruction_costs(compiled, layout, "fast")  # bytes are the same in all numerics
+            for cost in costs
         ],
     }
 

@@ -11,14 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import groupby
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from treadle.plan.layers import layer_of
+from treadle.plan.layers import BEFORE, BEHIND, layers_of
 
-_BEHIND: Final = 1 << 30
-"""Stands for what comes behind the layers."""
 Plan = Mapping[str, Any]
 
 
@@ -77,18 +75,12 @@ def _stage(a: Plan, b: Plan) -> Iterator[tuple[str, Change]]:
 
 
 def _by_layer(stage: Plan) -> dict[int, list[Plan]]:
-    """Instructions by layer; -1 before the layers, and a number past every layer's behind them."""
+    """Instructions by layer; see `layers.layers_of`."""
     weights = {weight["name"]: weight for weight in stage["weights"]}
     states = {state["id"]: state for state in stage["states"]}
     layers: dict[int, list[Plan]] = {}
-    layer, seen = -1, -1
-    for instruction in stage["instructions"]:
-        names = instruction["weights"].values()
-        numbered = layer_of(names)
-        if numbered is not None:
-            layer = seen = numbered
-        elif names and seen >= 0:
-            layer = _BEHIND
+    numbers = layers_of((i["opcode"], i["weights"].values()) for i in stage["instructions"])
+    for instruction, layer in zip(stage["instructions"], numbers, strict=True):
         state = states.get(instruction["state"])
         layers.setdefault(layer, []).append(
             {
@@ -176,12 +168,12 @@ def _gathered(changes: list[tuple[int, Change]]) -> Iterator[tuple[str, Change]]
 
 def _spans(layers: list[int]) -> str:
     """'layers 0-4, 6'."""
-    numbered = sorted(set(layers) - {-1, _BEHIND})
+    numbered = sorted(set(layers) - {BEFORE, BEHIND})
     spans = []
     for _, run in groupby(enumerate(numbered), key=lambda pair: pair[1] - pair[0]):
         numbers = [layer for _, layer in run]
         spans.append(str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}")
-    words = ["before the layers"] if -1 in layers else []
+    words = ["before the layers"] if BEFORE in layers else []
     words += [f"{'layer' if len(numbered) == 1 else 'layers'} {', '.join(spans)}"] if numbered else []
-    words += ["after the layers"] if _BEHIND in layers else []
+    words += ["after the layers"] if BEHIND in layers else []
     return " and ".join(words)
