@@ -71,14 +71,42 @@ def test_a_prefill_reads_weights_once_and_calculates_for_every_row():
         traced(Point("prefill", 257, 2, 0))
 
 
+def test_a_text_of_an_encoder_is_a_step(tmp_path):
+    """By hand: every row sees all of its text's tokens."""
+    from tests import encoders
+
+    path = str(encoders.save("bert", tmp_path))
+    report = run_trace(
+        path, Point("prefill", 24, 2, 0), threads=1, numerics="exact", quantize=None, repeat=2, say=lambda text: None
+    )
+    assert (report["point"], report["steps"], len(report["ops"])) == ("encode 24 x 2", 2, 2 + 6 * 3 + 1)
+    attention = next(op for op in report["ops"] if "multihead_attention" in op["name"])
+    assert attention["operations"] == 48 * (4 * 2 * 64 * 64 + 2 * 2 * 64 * 24)
+    assert {op["layer"] for op in report["ops"]} == {-1, 0, 1, 2}
+    with pytest.raises(InvalidRequest, match="encode of 600 tokens is more than one step"):
+        run_trace(path, Point("prefill", 60, 10, 0), threads=1, numerics="exact", quantize=None, repeat=2, say=len)
+
+
 def test_what_is_written(decode):
-    events = chrome_events(decode)["traceEvents"]
+    trace = json.loads(json.dumps(chrome_events(decode)))
+    named, events = trace["traceEvents"][:2], trace["traceEvents"][2:]
+    assert [(event["ph"], event["name"], event["args"]["name"]) for event in named] == [
+        ("M", "process_name", MODEL), ("M", "thread_name", "cpu, 1 threads"),
+    ]  # fmt: skip
+    for event in events:  # what the format asks of a complete event
+        assert event["ph"] == "X" and isinstance(event["name"], str) and isinstance(event["args"], dict)
+        assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
+        assert event["ts"] >= 0 <= event["dur"]
     assert [event["name"] for event in events] == [op["name"] for op in decode["ops"]]
     for before, after in pairwise(events):
         assert after["ts"] == pytest.approx(before["ts"] + before["dur"], abs=2e-3)
     html = page(decode)
     assert html.count("<circle") == sum(1 for g in decode["groups"] if g["operations"])
     assert not re.search(r"(src|href)=|https?:", html)
+    told = re.findall(r"<text[^>]*>([^<]*), \d+% of the limit</text>", html)
+    assert sorted(told) == ["lm_head x1", "multihead_attention x2", "swiglu x2"]
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="\w+">[^<]*of the limit</text>', html)]
+    assert all(abs(a - b) >= 13.9 for i, a in enumerate(heights) for b in heights[:i])
     text = table(decode, every=True)
     assert "1: rmsnorm + multihead_attention + residual_add" in text
     assert "x2" in table(decode)
@@ -91,4 +119,4 @@ def test_the_command(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["steps"] == 2 and told["point"] == "decode at 8"
     assert html.read_text().startswith("<!DOCTYPE html>")
-    assert len(json.loads(chrome.read_text())["traceEvents"]) == len(told["ops"])
+    assert len(json.loads(chrome.read_text())["traceEvents"]) == 2 + len(told["ops"])

@@ -15,7 +15,9 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 44
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:980px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .9em;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left;padding-left:0}figure{display:inline-block;margin:0 1em 1em 0}
-svg text{font:12px system-ui,sans-serif;fill:#444}.note{color:#666}"""
+svg text{font:12px system-ui,sans-serif;fill:#444}.note{color:#666}
+@media (prefers-color-scheme:dark){body{color:#e6e9ef;background:#15181e}svg text{fill:#c3c9d4}.note{color:#98a2b3}
+td,th{border-color:#363c48}.rule,svg line{stroke:#363c48}}"""
 
 
 class Series(NamedTuple):

@@ -9,7 +9,8 @@ from treadle.bench.measure import LEAD, open_engine, random_prompts
 from treadle.bench.points import Limits, Point, Work
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
-from treadle.inference.engine import Engine, OpCost
+from treadle.inference.encoder import Tokens
+from treadle.inference.engine import Engine, EngineOptions, OpCost, describe
 from treadle.inference.request import SamplingParams
 
 PROMPT_ROWS: Final = 512
@@ -28,14 +29,16 @@ def run_trace(
 ) -> dict[str, Any]:
     """The step of a point, a whole prefill or one decode step behind its prompts: medians over `repeat` runs.
 
-    An op of the backend may stand for several instructions; its cost is theirs together. Raises InvalidRequest for a
-    prefill that is more than one step, and for an encoder.
+    Of an encoder a text, or several, of as many tokens as the point has or comes after. An op of the backend may stand
+    for several instructions; its cost is theirs together. Raises InvalidRequest for what is more than one step.
     """
-    if point.name == "prefill" and point.batch * point.tokens > PROMPT_ROWS:
+    if describe(model, EngineOptions()).plans.encode is not None:
+        point = Point("encode", point.prompt or point.tokens, point.batch, 0)
+    if point.name != "decode" and point.batch * point.tokens > PROMPT_ROWS:
         tokens = point.batch * point.tokens
-        raise InvalidRequest(f"a prefill of {tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
+        raise InvalidRequest(f"{point.name} of {tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
     say("loading")
-    length = (point.prompt or point.tokens) + repeat + LEAD
+    length = (point.prompt or point.tokens) + (0 if point.name == "encode" else repeat + LEAD)
     engine = open_engine(
         model, threads=threads, numerics=numerics, quantize=quantize, max_batch=point.batch, max_length=length
     )
@@ -64,6 +67,14 @@ def run_trace(
 
 def _steps(engine: Engine, point: Point, repeat: int) -> Iterator[list[int]]:
     """Nanoseconds of each op, of `repeat` steps."""
+    if engine.encoder is not None:
+        texts = [Tokens(ids) for ids in random_prompts(engine.encoder.vocab_size, point.batch, point.tokens)]
+        engine.encoder.encode(texts)  # touches its memory for the first time
+        for _ in range(repeat):
+            with counting(engine.encoder) as counters:
+                engine.encoder.encode(texts)
+            yield [op.nanoseconds for op in counters.ops]
+        return
     core = engine.core
     params = SamplingParams(temperature=0, max_tokens=repeat + LEAD, ignore_eos=True)
     prompts = random_prompts(core.vocab_size, point.batch, point.prompt or point.tokens)
@@ -122,6 +133,8 @@ def _seen(point: Point, window: int) -> float:
     most = window or float("inf")
     if point.name == "decode":
         return point.batch * min(point.prompt + 1, most)
+    if point.name == "encode":
+        return point.batch * point.tokens * min(point.tokens, most)
     return point.batch * sum(min(row + 1, most) for row in range(point.tokens))
 
 
@@ -181,7 +194,11 @@ def table(report: dict[str, Any], *, every: bool = False) -> str:
 
 def chrome_events(report: dict[str, Any]) -> dict[str, Any]:
     """The step as a trace that chrome://tracing and Perfetto read; times in microseconds."""
-    events, at = [], 0.0
+    names = (("process_name", report["model"]), ("thread_name", f"{report['backend']}, {report['threads']} threads"))
+    events: list[dict[str, Any]] = [
+        {"name": kind, "ph": "M", "pid": 1, "tid": 1, "args": {"name": name}} for kind, name in names
+    ]
+    at = 0.0
     for op in report["ops"]:
         kept = ("layer", "instructions", "bytes", "operations", "share_of_limit", "bound")
         arguments = {name: op[name] for name in kept}
@@ -192,7 +209,7 @@ def chrome_events(report: dict[str, Any]) -> dict[str, Any]:
                 "pid": 1,
                 "tid": 1,
                 "ts": round(at, 3),
-                "dur": 1e3 * op["ms"],
+                "dur": round(1e3 * op["ms"], 3),
                 "args": arguments,
             }
         )

@@ -7,8 +7,18 @@ from typing import Any
 
 from treadle.bench.html import STYLE
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 400, 64, 44, 24
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 860, 420, 64, 44, 24, 60
 """Of the plot, in pixels."""
+PLOT_STYLE = ".rule{stroke:#ddd}.roof{fill:none;stroke:#999}"
+LABEL = 14
+"""Height of a line of text."""
+COLOURS = {
+    "attention": "#3b7dd8", "swiglu": "#2f9e6e", "moe": "#8a5cd1", "mixer": "#d07a1f", "head": "#c2415b",
+    "embedding": "#5b6b8c",
+}  # fmt: skip
+"""Of an op, by a part of its name."""
+MINOR = {"rmsnorm", "layernorm", "residual_add"}
+"""What an op does beside what it is called after."""
 
 
 def write_page(report: dict[str, Any], path: Path) -> None:
@@ -22,9 +32,9 @@ def page(report: dict[str, Any]) -> str:
     how = escape(f"{report['backend']}, {report['isa']}, {report['threads']} threads, {report['numerics']}")
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{title}</h1><p class='note'>{how}; medians of {report['steps']} "
-        "steps. An op at the sloping line is bound by reading, one at a level line by calculating; the area of a "
-        f"spot is its time.</p><figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
+        f"<style>{PLOT_STYLE}{STYLE}</style></head><body><h1>{title}</h1><p class='note'>{how}; "
+        f"medians of {report['steps']} steps. An op at the sloping line is bound by reading, one at a level line by "
+        f"calculating; the area of a spot is its time.</p><figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
     )
 
 
@@ -38,7 +48,7 @@ def roofline(report: dict[str, Any]) -> str:
     y_low, y_high = _decades([*(group["gop_s"] for group in spots), *roofs.values()])
 
     def x(value: float) -> float:
-        return LEFT + (math.log10(value) - x_low) / (x_high - x_low) * (WIDTH - LEFT - 12)
+        return LEFT + (math.log10(value) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
 
     def y(value: float) -> float:
         clipped = min(max(math.log10(value), y_low), y_high)
@@ -49,29 +59,55 @@ def roofline(report: dict[str, Any]) -> str:
         parts.append(f'<text x="{x(10**power):.0f}" y="{HEIGHT - 24}" text-anchor="middle">{10.0**power:g}</text>')
     for power in range(y_low, y_high + 1):
         at = y(10**power)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" class="rule"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
     begin = max(10.0**x_low, 10.0**y_low / limits["read_gb_s"])
-    for name, roof in roofs.items():
+    named: list[tuple[float, float]] = []
+    for name, roof in sorted(roofs.items(), key=lambda item: -item[1]):
         corner = roof / limits["read_gb_s"]
         points = " ".join(
             f"{x(i):.1f},{y(r):.1f}" for i, r in ((corner, roof), (10.0**x_high, roof)) if i <= 10.0**x_high
         )
-        parts.append(f'<polyline fill="none" stroke="#999" points="{points}"/>')
-        parts.append(f'<text x="{WIDTH - 14}" y="{y(roof) - 4:.1f}" text-anchor="end">{name}</text>')
+        parts.append(f'<polyline class="roof" points="{points}"/>')
+        at = _free(WIDTH, y(roof) + 4, named)
+        parts.append(f'<text x="{WIDTH - RIGHT + 4}" y="{at:.1f}">{name}</text>')
     end = max(roofs.values()) / limits["read_gb_s"]
     slope = f"{x(begin):.1f},{y(begin * limits['read_gb_s']):.1f} {x(end):.1f},{y(end * limits['read_gb_s']):.1f}"
-    parts.append(f'<polyline fill="none" stroke="#999" points="{slope}"/>')
-    for group, intensity in zip(spots, intensities, strict=True):
+    parts.append(f'<polyline class="roof" points="{slope}"/>')
+    taken: list[tuple[float, float]] = []
+    for group, intensity in sorted(zip(spots, intensities, strict=True), key=lambda spot: -float(spot[0]["gop_s"])):
+        across, down = x(intensity), y(group["gop_s"])
         radius = 3 + 18 * math.sqrt(group["ms"] / report["step_ms"])
         told = f"{group['name']} x{group['count']}: {group['ms']:.4f} ms, {group['share_of_limit']:.0%} of the limit"
         parts.append(
-            f'<circle cx="{x(intensity):.1f}" cy="{y(group["gop_s"]):.1f}" r="{radius:.1f}" fill="#2463a8" '
-            f'fill-opacity=".55"><title>{escape(told)}</title></circle>'
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{_colour(group["name"])}" '
+            f'fill-opacity=".6"><title>{escape(told)}</title></circle>'
         )
+        at = _free(across, down + 4, taken)
+        left = across > WIDTH / 2
+        beside, anchor = (across - radius - 4, "end") if left else (across + radius + 4, "start")
+        parts.append(f'<text x="{beside:.1f}" y="{at:.1f}" text-anchor="{anchor}">{escape(_label(group))}</text>')
     parts.append(f'<text x="{WIDTH / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">operations a byte</text>')
     parts.append(f'<text x="{LEFT}" y="14">GOP/s</text></svg>')
     return "".join(parts)
+
+
+def _label(group: dict[str, Any]) -> str:
+    parts = [part for part in group["name"].split(" + ") if part not in MINOR] or [group["name"]]
+    return f"{' + '.join(parts)} x{group['count']}, {group['share_of_limit']:.0%} of the limit"
+
+
+def _colour(name: str) -> str:
+    return next((colour for part, colour in COLOURS.items() if part in name), "#7b8494")
+
+
+def _free(across: float, down: float, taken: list[tuple[float, float]]) -> float:
+    """Where a label fits that would like to be at a height: below those that begin near it."""
+    for other_across, other_down in sorted(taken, key=lambda place: place[1]):
+        if abs(other_across - across) < WIDTH / 3 and abs(other_down - down) < LABEL:
+            down = other_down + LABEL
+    taken.append((across, down))
+    return down
 
 
 def _decades(values: list[float]) -> tuple[int, int]:

@@ -11,7 +11,12 @@ from treadle.cli.status_line import status_line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder, or synthetic:...")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--prefill", type=positive, metavar="N", help="the step of a prompt of N tokens, at most 512")
+    what.add_argument(
+        "--prefill",
+        type=positive,
+        metavar="N",
+        help="the step of a prompt of N tokens, at most 512; of a text of an encoder",
+    )
     what.add_argument("--decode", type=positive, default=128, metavar="N", help="after N tokens (default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences (default: %(default)s)")
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")

@@ -330,7 +330,8 @@ class Engine:
 
     def ops(self, *, decode: bool) -> tuple[OpCost, ...]:
         """What each op of a bound program, in order, stands for and must at least read and calculate."""
-        stage, program = (Stage.DECODE, -1) if decode else (Stage.PREFILL, 0)
+        first = Stage.PREFILL if self.encoder is None else Stage.ENCODE
+        stage, program = (Stage.DECODE, -1) if decode else (first, 0)
         costs = instruction_costs(self.layout.programs[program], self.layout, self.numerics)
         return tuple(OpCost(covers, tuple(costs[i] for i in covers)) for covers in self.executor.covers(stage))
 
