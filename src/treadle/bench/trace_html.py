@@ -34,7 +34,8 @@ def page(report: dict[str, Any]) -> str:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{PLOT_STYLE}{STYLE}</style></head><body><h1>{title}</h1><p class='note'>{how}; "
         f"medians of {report['steps']} steps. An op at the sloping line is bound by reading, one at a level line by "
-        f"calculating; the area of a spot is its time.</p><figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
+        f"calculating; the area of a spot is its time.</p>"
+        f"<figure>{roofline(report)}</figure>{_table(report)}</body></html>\n"
     )
 
 
