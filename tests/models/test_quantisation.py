@@ -92,6 +92,8 @@ def test_every_variant_survives_the_way_through_gguf(tiny_checkpoint, tmp_path: 
         by_file = logits(tmp_path / f"{dtype}.gguf", numerics="exact")
         loaded = logits(tiny_checkpoint(name), numerics="exact", **on_load)
         assert np.array_equal(loaded, by_file)
+    quantize_file(tmp_path / "f32.gguf", tmp_path / "again.gguf", "q8_0")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "q8_0.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", QUANTISED_TYPES)

@@ -156,13 +156,15 @@ def declare(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of every family's config. Equal models have equal configs, whichever door they came through."""
+    """Base of every family's config. Equal models have equal hashes, whichever door they came through."""
 
     MODEL_TYPE: ClassVar[str]
     ARCHITECTURES: ClassVar[tuple[str, ...]]
     """The classes of `architectures` in config.json whose heads this family builds."""
     GGUF_ARCHITECTURE: ClassVar[str | None] = None
     """general.architecture of GGUF files of this family; None: llama.cpp defines none."""
+    PLANNED_AS: ClassVar[str | None] = None
+    """What plans call it: another family that its GGUF files cannot be told from. None: MODEL_TYPE."""
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     """More keys of config.json that do not change this family's maths."""
     ONLY: ClassVar[Mapping[str, object]] = {}
@@ -191,12 +193,16 @@ class Config:
             return HF_IGNORED | cls.IGNORED, {**HF_ONLY, **cls.ONLY}
         return GGUF_IGNORED, {**GGUF_ONLY, **cls.GGUF_ONLY}
 
+    @classmethod
+    def planned_as(cls) -> str:
+        return cls.PLANNED_AS or cls.MODEL_TYPE
+
     def check(self, keys: Keys) -> None:
         """Relations between fields. Raises UnsupportedModel."""
 
     def sha256(self) -> str:
-        """Of the canonical form: model type, then fields by name, floats as the f32 that plans hold."""
-        canonical = {"model_type": self.MODEL_TYPE, **_canonical(self)}
+        """Of the canonical form: what plans call it, then fields by name, floats as the f32 that plans hold."""
+        canonical = {"model_type": self.planned_as(), **_canonical(self)}
         return hashlib.sha256(msgspec.json.encode(canonical, order="deterministic")).hexdigest()
 
 

@@ -84,7 +84,7 @@ class BaseDecoderConfig(Config):
     def facts(self) -> ModelFacts:
         reach = None if self.rope is None else self.rope.reach()
         return ModelFacts(
-            model_type=self.MODEL_TYPE,
+            model_type=self.planned_as(),
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             max_positions=min(self.max_position_embeddings, reach or self.max_position_embeddings),

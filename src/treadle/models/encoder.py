@@ -139,7 +139,7 @@ class EncoderConfig(Config):
     def facts(self, positions: int) -> ModelFacts:
         """`positions`: that the encoder has; the model may be made for fewer."""
         return ModelFacts(
-            model_type=self.MODEL_TYPE,
+            model_type=self.planned_as(),
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             max_positions=min(positions, self.max_length or positions),

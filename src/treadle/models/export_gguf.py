@@ -7,7 +7,7 @@ read back from what is to be written and must be the same, so that nothing is lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -87,7 +87,7 @@ def export(
     bindings = _bindings(checkpoint)
     tensors = [_tensor(checkpoint, b, quantisation, allow_requantize) for b in bindings if b.generator is None]
     if isinstance(checkpoint.tensors, GGUFFile):
-        writer, extra = _copied(checkpoint.tensors, bindings)
+        writer, extra = _copied(checkpoint.tensors, {tensor.info.name for tensor in tensors})
     else:
         writer, extra = _converted(checkpoint, tensors)
     writer.add("general.quantization_version", 2)
@@ -152,16 +152,13 @@ def _encoded(part: Part, dtype: DType, quantisation: Quantisation, name: str) ->
         raise InvalidWeights(f"tensor {name}: {error}") from None
 
 
-def _copied(source: GGUFFile, bindings: Iterable[WeightBinding]) -> tuple[GGUFWriter, list[_Tensor]]:
-    """A file with the source's metadata, and the tensors that weights are generated from."""
+def _copied(source: GGUFFile, written: Collection[str]) -> tuple[GGUFWriter, list[_Tensor]]:
+    """A file with the source's metadata, and its tensors that are no weights, such as a rope's divisors."""
     writer = GGUFWriter(source.architecture, source.alignment)
     for key in source.metadata:
         if key not in _OF_THE_FILE:
             writer.add_encoded(key, source.encoded(key))
-    names = (
-        name for b in bindings if b.generator for s in b.sources if s.container is Container.GGUF for name in s.tensors
-    )
-    return writer, [_raw(source, name) for name in dict.fromkeys(names) if name in source.tensors]
+    return writer, [_raw(source, name) for name in source.tensors if name not in written]
 
 
 def _raw(source: GGUFFile, name: str) -> _Tensor:

@@ -359,10 +359,13 @@ def _longrope_from_gguf(keys: Keys, theta: float, rotary: int, values: Mapping[s
         keys.refuse("rope.scaling.type", kind, "none or longrope beside tensors of factors")
     positions = values["max_position_embeddings"]
     original = keys.number("rope.scaling.original_context_length", positions, (1, 1 << 30))
+    scale = keys.number("rope.scaling.attn_factor", 1.0)
+    generator, args = GeneratorKind.ROPE_FACTORS, [theta]
+    if keys.values_of is not None:
+        factors = keys.values_of(SHORT_FACTORS_TENSOR)
+        if factors.shape != (rotary // 2,):
+            keys.refuse(SHORT_FACTORS_TENSOR, f"shape {factors.shape}", f"({rotary // 2},)")
+        generator, args = GeneratorKind.ROPE_FACTOR_LIST, [theta, *map(float, factors)]
     return LongRope(
-        rotary_dim=rotary,
-        kind=GeneratorKind.ROPE_FACTORS,
-        args=(theta,),
-        scale=keys.number("rope.scaling.attn_factor", 1.0),
-        original=min(int(original), positions),
+        rotary_dim=rotary, kind=generator, args=tuple(args), scale=scale, original=min(int(original), positions)
     )

@@ -128,7 +128,7 @@ class SSMConfig(Config):
 
     def facts(self) -> ModelFacts:
         return ModelFacts(
-            model_type=self.MODEL_TYPE,
+            model_type=self.planned_as(),
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             max_positions=self.max_position_embeddings,
