@@ -169,7 +169,7 @@ def test_probes_find_a_machine():
 
 
 def test_a_fresh_process_gives_its_times_and_memory(roomy):
-    found = cold_start(str(roomy), threads=1, numerics="fast")
+    found = cold_start(str(roomy), {"threads": 1, "numerics": "fast"})
     assert found["prompt_tokens"] == 32
     assert found["first_token_s"] > found["load_s"] + found["prefill_s"] > 0
     assert found["quoted_bytes"] > 0
@@ -178,7 +178,7 @@ def test_a_fresh_process_gives_its_times_and_memory(roomy):
 
 def test_a_fresh_process_that_fails_says_why(tmp_path):
     with pytest.raises(TreadleError, match="nothing-here"):
-        cold_start(str(tmp_path / "nothing-here"), threads=1, numerics="fast")
+        cold_start(str(tmp_path / "nothing-here"), {"threads": 1, "numerics": "fast"})
 
 
 def test_bench_json(roomy):

@@ -130,6 +130,18 @@ def test_the_quote_is_what_run_allocates(model):
     assert memory["peak_rss_bytes"] < 1.25 * quote["total_bytes"] + 100e6
 
 
+def test_a_plan_is_written_for_a_release(model, tmp_path):
+    now, before = tmp_path / "now.plan", tmp_path / "before.plan"
+    treadle("plan", model, "--out", now)
+    assert treadle("plan", model, "--out", before, "--for-release", "0.1.0").returncode == 0
+    assert before.read_bytes() == now.read_bytes()  # there is one version of everything so far
+    for release, said in (("0.0.9", "does not read contract version 1"), ("99.0.0", "is later than this one")):
+        refused = failure("plan", model, "--out", tmp_path / "no.plan", "--for-release", release)
+        assert f"release {release} {said}" in refused
+    assert not (tmp_path / "no.plan").exists()
+    assert "--for-release goes with --out" in failure("plan", model, "--for-release", "0.1.0")
+
+
 def test_plan_shows_the_plan_that_runs(model, llm):
     text = treadle("plan", model).stdout
     assert f"plan {llm.info.plan_hash}" in text

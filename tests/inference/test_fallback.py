@@ -28,7 +28,7 @@ def no_swiglu(monkeypatch):
 
 
 def test_without_a_fallback_the_refusal_says_what_would_run(no_swiglu, tiny_checkpoint):
-    refusal = r"instruction 5 \(swiglu\): backend cpu has no adapter for it; --fallback reference runs it whole"
+    refusal = r"instruction 5 \(swiglu\) of f32 weights: backend cpu has no adapter for it; --fallback reference runs"
     with pytest.raises(UnsupportedOpcode, match=refusal):
         LLM(tiny_checkpoint("llama"), max_num_seqs=1)
     with pytest.raises(UnsupportedOpcode, match=refusal):
@@ -40,7 +40,7 @@ def test_the_whole_plan_runs_on_the_fallback_and_it_is_said(no_swiglu, tiny_chec
     with LLM(tiny_checkpoint("llama"), max_num_seqs=1, numerics="exact", fallback="reference") as llm:
         found = llm.logits(IDS)
         assert llm.info.backend == "reference"
-        assert llm.info.instead_of == "instruction 5 (swiglu): backend cpu has no adapter for it"
+        assert llm.info.instead_of == "instruction 5 (swiglu) of f32 weights: backend cpu has no adapter for it"
     (told,) = [record.getMessage() for record in caplog.records if "fallback" in record.getMessage()]
     assert told.startswith("cpu cannot run this plan (instruction 5 (swiglu)") and "all of it runs on reference" in told
     with LLM(tiny_checkpoint("llama"), max_num_seqs=1, backend="reference", numerics="exact") as llm:
@@ -82,6 +82,23 @@ def test_json_says_it(no_swiglu, tiny_checkpoint, capsys):
     assert main(["run", path, "Hello", *options]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["backend"] == "reference" and told["fallback"].startswith("instruction 5 (swiglu)")
+
+
+def test_the_bench_report_says_it_and_counts_the_loops_over_slots(no_swiglu, tiny_checkpoint, tmp_path, capsys):
+    points = ["--points", "prefill,batch", "--lengths", "8", "--batches", "2", "--repeat", "1", "--numerics", "exact"]
+    asked = ["bench", str(tiny_checkpoint("llama")), *points, "--fallback", "reference", "--allow-per-slot"]
+    page = tmp_path / "report.html"
+    assert main([*asked, "--json", "--html", str(page)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["backend"] == "reference" and told["fallback"].startswith("instruction 5 (swiglu) of f32 weights")
+    assert told["per_slot_fallbacks"] > 0
+    assert "on reference (numpy, 1 threads, exact), the fallback: instruction 5 (swiglu)" in page.read_text()
+    assert main(asked) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.endswith(", the fallback: instruction 5 (swiglu) of f32 weights: backend cpu has no adapter for it")
+    assert last.endswith(f"per-slot fallbacks: {told['per_slot_fallbacks']}")
+    assert main(asked[:-3]) == 1
+    assert "--fallback reference runs it whole" in capsys.readouterr().err
 
 
 FUSIONS = ["attention_block", "mlp_block", "norm_lm_head"]

@@ -7,8 +7,9 @@ import shutil
 import pytest
 from tests.plan.rehearsal import GOLDEN, PLANS, RELEASES, WINDOWS, NormV2, norms, write
 
-from treadle.errors import InvalidInstructionBinding, InvalidParamBlockABI
+from treadle.errors import InvalidInstructionBinding, InvalidParamBlockABI, InvalidRequest
 from treadle.plan.codec import encode, load, save
+from treadle.plan.downgrade import downgrade_params, versions_of
 from treadle.plan.params import unpack
 from treadle.plan.verify import verify
 from treadle.plan.versions import accepted, held, parse, problems
@@ -60,6 +61,35 @@ def test_the_release_before_refuses_the_newer_version_by_name():
         f"{V2_FILE}: rmsnorm: params version 2 is not accepted; this release reads [1]; "
         "compile the plan with this release"
     )
+
+
+def test_a_plan_goes_back_to_the_release_before(tmp_path):
+    """Release 0.2.0 writes what 0.1.0 reads: byte by byte what 0.1.0 itself had written."""
+    before = versions_of("0.1.0", parse(WINDOWS), RELEASES["0.2.0"])
+    plans = load(V1_FILE, RELEASES["0.2.0"])
+    save(downgrade_params(plans, before, RELEASES["0.2.0"]), tmp_path / "back.plan", before)
+    assert (tmp_path / "back.plan").read_bytes() == V1_FILE.read_bytes()
+    assert load(tmp_path / "back.plan", RELEASES["0.1.0"]) == PLANS["version_1"][1]
+    assert load(tmp_path / "back.plan", RELEASES["0.2.0"]) == plans
+
+
+def test_what_the_release_before_cannot_say_is_refused_by_name():
+    before = versions_of("0.1.0", parse(WINDOWS), RELEASES["0.2.0"])
+    plans = load(V2_FILE, RELEASES["0.2.0"])
+    with pytest.raises(InvalidParamBlockABI, match=r"rmsnorm: params version 1 cannot say .*groups=4"):
+        downgrade_params(plans, before, RELEASES["0.2.0"])
+    gone = versions_of("0.1.0", parse(WINDOWS), RELEASES["0.3.0"])
+    with pytest.raises(InvalidParamBlockABI, match="rmsnorm: no version that the release reads is known here"):
+        downgrade_params(plans, gone, RELEASES["0.3.0"])
+    with pytest.raises(InvalidRequest, match=r"release 0\.0\.9 does not read contract version 1"):
+        versions_of("0.0.9", parse(WINDOWS), RELEASES["0.2.0"])
+
+
+def test_the_release_itself_has_nothing_to_take_back(tmp_path):
+    now = versions_of("0.2.0", parse(WINDOWS), RELEASES["0.2.0"])
+    plans = load(V2_FILE, RELEASES["0.2.0"])
+    assert downgrade_params(plans, now, RELEASES["0.2.0"]) == plans
+    assert now.layouts == RELEASES["0.2.0"].layouts and now.upgrades == RELEASES["0.2.0"].upgrades
 
 
 def test_values_of_the_new_version_are_checked():

@@ -77,7 +77,9 @@ def test_a_plan_that_the_table_runs_whole():
 
 def test_a_missing_adapter_is_refused_with_what_would_run_instead():
     table = AdapterTable("toy", {k: v for k, v in ALL.items() if k != Opcode.SWIGLU})
-    with pytest.raises(UnsupportedOpcode, match=r"instruction 5 \(swiglu\): backend toy .* run on: reference, cpu"):
+    with pytest.raises(
+        UnsupportedOpcode, match=r"instruction 5 \(swiglu\) of q8_0 weights: backend toy .*: reference, cpu"
+    ):
         table.require(decoder(), STORED, batch=1, alternatives=("reference", "cpu"))
 
 

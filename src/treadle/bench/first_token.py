@@ -1,6 +1,6 @@
 """The first token of a fresh process, or an encoder's first vector: how long from its start, and what memory it took.
 
-Run as a module (MODEL THREADS NUMERICS [TYPE]) it is that process: loads the model as `treadle run` does, feeds a
+Run as a module (MODEL, and options of LLM as JSON) it is that process: loads the model as `treadle run` does, feeds a
 prompt of 32 random tokens, and prints one JSON object.
 """
 
@@ -8,19 +8,21 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from treadle.errors import TreadleError
 
 PROMPT_TOKENS = 32
 
 
-def cold_start(model: str, *, threads: int, numerics: str, quantize: str | None = None) -> dict[str, float]:
+def cold_start(model: str, options: Mapping[str, Any]) -> dict[str, float]:
     """Seconds and bytes of one fresh process; ``first_token_s`` runs from the moment it was started.
 
-    Files that were read before are still in the system's page cache. Raises TreadleError if the process fails.
+    ``options``: of LLM. Files that were read before are still in the system's page cache. Raises TreadleError if the
+    process fails.
     """
-    command = [sys.executable, "-m", "treadle.bench.first_token", model, str(threads), numerics]
-    command += [quantize] if quantize else []
+    command = [sys.executable, "-m", "treadle.bench.first_token", model, json.dumps(options)]
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -32,14 +34,14 @@ def cold_start(model: str, *, threads: int, numerics: str, quantize: str | None 
     return {"first_token_s": seconds, **json.loads(line)}
 
 
-def main(model: str, threads: str, numerics: str, quantize: str | None = None) -> None:
+def main(model: str, options: str) -> None:
     from treadle.bench.measure import random_prompts
     from treadle.inference.encoder import Tokens
     from treadle.inference.llm import LLM
     from treadle.inference.memory import peak_rss_bytes
     from treadle.inference.request import SamplingParams
 
-    with LLM(model, threads=int(threads), numerics=numerics, quantize=quantize) as llm:  # type: ignore[arg-type]
+    with LLM(model, **json.loads(options)) as llm:
         (ids,) = random_prompts(llm.engine.plans.facts.vocab_size, 1, PROMPT_TOKENS)
         began = time.perf_counter()
         if llm.engine.encoder is not None:

@@ -2,8 +2,8 @@
 
 import random
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from treadle.bench.points import Measurement, Point, Work, for_encoder
 from treadle.errors import InvalidRequest
@@ -30,10 +30,12 @@ def open_engine(
     max_length: int,
     tokens: int | None = None,
     quantize: str | None = None,
+    backend: Mapping[str, Any] | None = None,
 ) -> Engine:
     """The model with room for ``max_batch`` sequences, each of up to ``max_length`` tokens, together ``tokens``.
 
-    Raises InvalidRequest if the model's context is shorter, and whatever `load` raises.
+    ``backend``: options of EngineOptions that choose one. Raises InvalidRequest if the model's context is shorter, and
+    whatever `load` raises.
     """
     options = EngineOptions(
         threads=threads,
@@ -42,6 +44,7 @@ def open_engine(
         max_num_seqs=max_batch,
         max_model_len=max_length + LEAD,
         state_tokens=(tokens or max_batch * max_length) + max_batch * (LEAD + PAGE),
+        **(backend or {}),
     )
     return load(model, options)
 

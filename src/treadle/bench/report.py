@@ -1,7 +1,7 @@
 """A whole bench run, its JSON and its table."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,20 +30,21 @@ def run_bench(
     quantize: str | None,
     repeat: int,
     say: Callable[[str], None],
+    backend: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every point ``repeat`` times, in turns, the limits probed in each turn; medians of the points.
 
     ``load``: also starts fresh processes, from which the time to the first token is taken. A limit is the best its
     probe saw: other work on the machine can only lower what a probe sees. Points longer than the model's context are
-    left out, and listed; those of an encoder are `points.for_encoder`'s. ``say`` is told what is under way. Raises
-    InvalidRequest where nothing is left to measure.
+    left out, and listed; those of an encoder are `points.for_encoder`'s. ``say`` is told what is under way;
+    ``backend``: options of EngineOptions that choose one. Raises InvalidRequest where nothing is left to measure.
     """
-    fitting, left_out, encodes = _split(model, points)
+    fitting, left_out, encodes = _split(model, points, numerics, backend or {})
     if not fitting and not load:
         raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
     say("loading")
     space = room([*fitting, Point("decode", 4, 2, COUNTED_PROMPT)])
-    engine = open_engine(model, threads=threads, numerics=numerics, quantize=quantize, **space)
+    engine = open_engine(model, threads=threads, numerics=numerics, quantize=quantize, backend=backend, **space)
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
     starts: list[dict[str, float]] = []
@@ -58,7 +59,8 @@ def run_bench(
         runs.append(row)
         if load:
             say(f"first token of a fresh process, {turn + 1} of {repeat}")
-            starts.append(cold_start(model, threads=engine.info.threads, numerics=numerics, quantize=quantize))
+            options = {"threads": engine.info.threads, "numerics": numerics, "quantize": quantize, **(backend or {})}
+            starts.append(cold_start(model, options))
     say("counting")
     counted = _counted(engine)
     limits = Limits.best(probes)
@@ -106,9 +108,11 @@ def _count(engine: Engine, name: str, tokens: int, batch: int) -> tuple[int, int
     return sum(found.dispatches.values()), found.launches, found.planned_bytes, found.per_slot_fallbacks
 
 
-def _split(model: str, points: Sequence[Point]) -> tuple[list[Point], list[Point], bool]:
+def _split(
+    model: str, points: Sequence[Point], numerics: str, backend: Mapping[str, Any]
+) -> tuple[list[Point], list[Point], bool]:
     """Those that fit the model's positions, those that do not, and whether it is an encoder."""
-    plans = describe(model, EngineOptions()).plans
+    plans = describe(model, EngineOptions(numerics=numerics, **backend)).plans  # type: ignore[arg-type]
     encodes = plans.encode is not None
     found = for_encoder(points) if encodes else points
     longest = plans.facts.max_positions - LEAD

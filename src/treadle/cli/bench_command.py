@@ -6,7 +6,7 @@ from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.figures import human_bytes
-from treadle.cli.options import NUMERICS, add_quantize_option, positive
+from treadle.cli.options import BACKEND_FIELDS, NUMERICS, add_backend_options, add_quantize_option, given, positive
 from treadle.cli.status_line import status_line
 from treadle.errors import InvalidRequest
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument("--numerics", choices=NUMERICS, default="fast", help="default: %(default)s")
     add_quantize_option(parser)
+    add_backend_options(parser)
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
     add_point_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -51,6 +52,7 @@ def execute(options: argparse.Namespace) -> int:
             quantize=options.quantize,
             repeat=options.repeat,
             say=say,
+            backend=given(options, BACKEND_FIELDS),
         )
     if options.html:
         from treadle.bench.html import write_page

@@ -22,6 +22,18 @@ def positive(text: str) -> int:
     return value
 
 
+BACKEND_FIELDS = ("backend", "fallback", "allow_per_slot")
+
+
+def add_backend_options(parser: argparse.ArgumentParser) -> None:
+    """Which backend runs a model; by the names of BACKEND_FIELDS in EngineOptions."""
+    parser.add_argument("--backend", default="cpu", help="cpu or reference (default: %(default)s)")
+    parser.add_argument(
+        "--fallback", metavar="BACKEND", help="runs the whole plan where the backend cannot; without it that is refused"
+    )
+    parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
+
+
 def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -> None:
     """The model and how it is run; the same everywhere, so that `plan --memory` quotes what `run` allocates.
 
@@ -29,7 +41,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     """
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
-    parser.add_argument("--backend", default="cpu", help="cpu or reference (default: %(default)s)")
+    add_backend_options(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
     parser.add_argument(
         "--numerics",
@@ -56,15 +68,11 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     )
     add_quantize_option(parser)
     parser.add_argument(
-        "--fallback", metavar="BACKEND", help="runs the whole plan where the backend cannot; without it that is refused"
-    )
-    parser.add_argument(
         "--disable-fusion",
         action="append",
         metavar="NAME",
         help="leave out a fusion of the backend: attention_block, mlp_block, ...; may be repeated",
     )
-    parser.add_argument("--allow-per-slot", action="store_true", help="take a backend that runs an op slot by slot")
     parser.add_argument(
         "--no-weight-cache",
         dest="weight_cache",
@@ -119,7 +127,7 @@ def sampling_params(options: argparse.Namespace) -> "SamplingParams":
 
 
 ENGINE_FIELDS = (
-    "backend",
+    *BACKEND_FIELDS,
     "threads",
     "numerics",
     "max_model_len",
@@ -128,9 +136,7 @@ ENGINE_FIELDS = (
     "kv_dtype",
     "quantize",
     "family_file",
-    "allow_per_slot",
     "disable_fusion",
-    "fallback",
     "weight_cache",
 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from treadle.cli.figures import human_bytes
 from treadle.cli.options import add_engine_options, engine_options
+from treadle.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from treadle.inference.engine import Description
@@ -27,17 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     parser.add_argument("--memory", action="store_true", help="the memory the engine allocates, without doing so")
     parser.add_argument("--out", type=Path, metavar="FILE.plan", help="write the plan file (see treadle plan diff)")
+    parser.add_argument("--for-release", metavar="X.Y.Z", help="with --out: as an earlier release reads it")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that shows it all, for any browser")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
 def execute(options: argparse.Namespace) -> int:
     chosen = engine_options(options)
+    if options.for_release is not None and options.out is None:
+        raise InvalidRequest("--for-release goes with --out FILE.plan")
     from treadle.inference.engine import describe
 
     description = describe(options.model, chosen)
     if options.out is not None:
-        description.save_plan(options.out)
+        description.save_plan(options.out, options.for_release)
         print(f"wrote {options.out}", file=sys.stderr)
     if options.html is not None:
         from treadle.cli.plan_page import write_page

@@ -235,11 +235,22 @@ class Description:
     def plan_hash(self) -> str:
         return self.info.plan_hash
 
-    def save_plan(self, path: Path) -> None:
-        """Writes the plan file. Raises OSError."""
+    def save_plan(self, path: Path, release: str | None = None) -> None:
+        """Writes the plan file, for an earlier release where one is named. Raises OSError, InvalidRequest (a release
+        that is later or reads another contract), InvalidParamBlockABI (the plan cannot be said in its versions)."""
         from treadle.plan.codec import save
 
-        save(self.plans, path)
+        if release is None:
+            save(self.plans, path)
+            return
+        from treadle import __version__
+        from treadle.plan.downgrade import downgrade_params, versions_of
+        from treadle.plan.versions import parse_release, windows
+
+        if parse_release(release) > parse_release(__version__):
+            raise InvalidRequest(f"release {release} is later than this one ({__version__})")
+        versions = versions_of(release, windows())
+        save(downgrade_params(self.plans, versions), path, versions)
 
     @cached_property
     def plan_text(self) -> str:

@@ -75,7 +75,9 @@ class AdapterTable(Generic[A]):
             name = f"instruction {i} ({Opcode(instruction.opcode).name.lower()})"
             capability = self.capabilities[instruction.opcode]
             if capability is None:
-                raise UnsupportedOpcode(f"{name}: backend {self.backend} has no adapter for it{hint}")
+                stored = sorted({dtypes[w].name.lower() for w in instruction.weights if w in dtypes})
+                of = f" of {' and '.join(stored)} weights" if stored else ""
+                raise UnsupportedOpcode(f"{name}{of}: backend {self.backend} has no adapter for it{hint}")
             for weight in instruction.weights:
                 dtype = dtypes.get(weight) if weight != NO_WEIGHT else None
                 if dtype is not None and dtype not in capability.dtypes:
