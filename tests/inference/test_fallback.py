@@ -76,12 +76,31 @@ def test_a_backend_that_is_not_there_can_be_stood_in_for(tiny_checkpoint, monkey
         assert (llm.info.backend, llm.info.instead_of) == ("cpu", "torch is not installed")
 
 
-def test_json_says_it(no_swiglu, tiny_checkpoint, capsys):
-    path = str(tiny_checkpoint("llama"))
-    options = ["--max-num-seqs", "1", "--max-tokens", "2", "--fallback", "reference", "--json"]
-    assert main(["run", path, "Hello", *options]) == 0
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "MODEL", "Hello", "--max-tokens", "2"],
+        ["plan", "MODEL"],
+        ["plan", "MODEL", "--memory"],
+        ["perplexity", "MODEL", "TEXT", "--ctx", "16"],
+        ["embed", "ENCODER", "the sea"],
+    ],
+    ids=lambda words: " ".join(words[:1] + words[2:3]),
+)
+def test_json_says_it(command, no_swiglu, tiny_checkpoint, tmp_path, capsys):
+    from tests import encoders
+
+    (tmp_path / "text").write_text("the sea is calm and the boats are out. " * 3)
+    places = {"MODEL": str(tiny_checkpoint("llama")), "TEXT": str(tmp_path / "text")}
+    if "ENCODER" in command:
+        encoders.describe(encoders.save("bert", tmp_path / "bert"), length=40)
+        places["ENCODER"] = str(tmp_path / "bert")
+    words = [places.get(word, word) for word in command]
+    sizes = ["--max-num-seqs", "1"] if command[0] in ("run", "plan") else ["--allow-per-slot"]
+    assert main([*words, *sizes, "--numerics", "exact", "--fallback", "reference", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["backend"] == "reference" and told["fallback"].startswith("instruction 5 (swiglu)")
+    assert told["backend"] == "reference"
+    assert told["fallback"].endswith("(swiglu) of f32 weights: backend cpu has no adapter for it")
 
 
 def test_the_bench_report_says_it_and_counts_the_loops_over_slots(no_swiglu, tiny_checkpoint, tmp_path, capsys):

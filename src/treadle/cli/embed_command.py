@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from treadle.cli.figures import ran_on
 from treadle.cli.options import add_engine_options, load_model
 from treadle.errors import InvalidRequest
 
@@ -29,7 +30,11 @@ def execute(options: argparse.Namespace) -> int:
         seconds = time.monotonic() - began
         if options.json:
             report = {"model": llm.info.model, "width": vectors.shape[1], "embeddings": vectors.tolist()}
-            print(json.dumps({**report, "seconds": round(seconds, 4), "plan": {"hash": llm.info.plan_hash}}))
+            print(
+                json.dumps(
+                    {**report, "seconds": round(seconds, 4), "plan": {"hash": llm.info.plan_hash}, **ran_on(llm.info)}
+                )
+            )
             return 0
         for vector in vectors:
             print(" ".join(f"{value:.6f}" for value in vector.tolist()))

@@ -1,4 +1,14 @@
-"""Figures for people: bytes and rates."""
+"""Figures for people: bytes and rates; and what --json says of where a model ran."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from treadle.inference.engine import EngineInfo
+
+
+def ran_on(info: "EngineInfo") -> dict[str, str | None]:
+    """`fallback`: why the backend asked for did not run it, where this one is the fallback."""
+    return {"backend": info.backend, "fallback": info.instead_of}
 
 
 def human_bytes(count: float) -> str:

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from treadle.cli.figures import ran_on
 from treadle.cli.options import add_engine_options, engine_options, positive
 from treadle.cli.status_line import say
 from treadle.errors import InvalidRequest
@@ -43,7 +44,8 @@ def execute(options: argparse.Namespace) -> int:
         finally:
             say("")
         if options.json:
-            print(json.dumps({**msgspec.to_builtins(report), "numerics": llm.info.numerics, "model": llm.info.model}))
+            about = {"numerics": llm.info.numerics, "model": llm.info.model, **ran_on(llm.info)}
+            print(json.dumps({**msgspec.to_builtins(report), **about}))
         else:
             print(
                 f"perplexity {report.perplexity:.4f} +/- {report.stderr:.4f} ({llm.info.numerics}; {report.scored} of "

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treadle.cli.figures import human_bytes
+from treadle.cli.figures import human_bytes, ran_on
 from treadle.cli.options import add_engine_options, engine_options
 from treadle.errors import InvalidRequest
 
@@ -53,7 +53,9 @@ def execute(options: argparse.Namespace) -> int:
     if options.memory:
         show_memory(description, as_json=options.json)
     elif options.json:
-        print(json.dumps({**description.plan_dict, "certified": description.info.certified}))
+        print(
+            json.dumps({**description.plan_dict, "certified": description.info.certified, **ran_on(description.info)})
+        )
     else:
         print(description.plan_text)
         print(heading(description), file=sys.stderr)
@@ -64,7 +66,7 @@ def heading(description: "Description") -> str:
     info = description.info
     certified = "certified" if info.certified else "uncertified"
     return (
-        f"{info.model} on {info.backend}, {info.numerics}, {certified}, "
+        f"{info.model} on {info.backend}{' (the fallback)' if info.instead_of else ''}, {info.numerics}, {certified}, "
         f"sequences of at most {info.max_model_len} tokens"
     )
 
@@ -73,7 +75,7 @@ def show_memory(description: "Description", *, as_json: bool) -> None:
     figures = {name: int(getattr(description.memory_quote, name)) for name in MEMORY_ROWS}
     info = description.info
     if as_json:
-        print(json.dumps({**figures, "certified": info.certified}))
+        print(json.dumps({**figures, "certified": info.certified, **ran_on(info)}))
         return
     print(heading(description))
     for name, label in MEMORY_ROWS.items():

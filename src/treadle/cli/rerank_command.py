@@ -5,6 +5,7 @@ import json
 import time
 
 from treadle.cli.embed_command import add_encoding_options, read_texts
+from treadle.cli.figures import ran_on
 from treadle.cli.options import add_engine_options, load_model
 
 
@@ -26,7 +27,8 @@ def execute(options: argparse.Namespace) -> int:
         if options.json:
             results = [{"index": i, "score": scores[i], "document": documents[i]} for i in best_first]
             report = {"model": llm.info.model, "results": results, "seconds": round(seconds, 4)}
-            print(json.dumps({**report, "plan": {"hash": llm.info.plan_hash}}, ensure_ascii=False))
+            report |= {"plan": {"hash": llm.info.plan_hash}, **ran_on(llm.info)}
+            print(json.dumps(report, ensure_ascii=False))
             return 0
         for i in best_first:
             print(f"{scores[i]:.6f}\t{documents[i]}")

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from treadle.cli.figures import human_bytes, rate
+from treadle.cli.figures import human_bytes, ran_on, rate
 from treadle.cli.options import add_engine_options, add_sampling_options, load_model, sampling_params
 from treadle.errors import InvalidRequest
 
@@ -99,8 +99,7 @@ def report(llm: "LLM", output: "RequestOutput") -> dict[str, object]:
             "measured_bytes": llm.memory_measured_bytes,
             "peak_rss_bytes": peak_rss_bytes(),
         },
-        "backend": llm.info.backend,
-        "fallback": llm.info.instead_of,
+        **ran_on(llm.info),
         "plan": {
             "hash": llm.info.plan_hash,
             "instructions": llm.info.instructions,
