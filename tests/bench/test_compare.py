@@ -1,14 +1,17 @@
 """The judge on noise of known size, and the comparison of two sides that are made up."""
 
 import itertools
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from treadle.bench.compare import Budgets, compare, looks, table
 from treadle.bench.judge import Judgement, Verdict, exact, judge, rank
 from treadle.bench.points import Point
+from treadle.cli.main import main
 from treadle.errors import TreadleError
 
 FACTS = {
@@ -169,10 +172,36 @@ def test_the_table_says_what_was_judged():
     assert "decode at 128, p95 of the steps" in told and told.endswith("the plans are different")
 
 
+@pytest.mark.parametrize(
+    ("changed", "code", "verdict"),
+    [({}, 0, "within budget"), ({"seconds": 1.1}, 1, "beyond budget"), ({"process": 0.1}, 3, "undecided")],
+)
+def test_the_command_ends_with_what_was_found(changed, code, verdict, monkeypatch, capsys):
+    """In the project's own checkout, with two sides that are made up instead of built."""
+    from treadle.bench import sides
+
+    seeds = itertools.count()
+
+    def made_up(name, source, model, threads, numerics, room):
+        assert (model, room["max_batch"]) == ("synthetic:llama:tiny:q8_0", 1)
+        settings = {"seconds": 1.0, "seed": next(seeds), "noise": 0.001, "process": 0.0}
+        return Fake(**settings | (changed if source == "built two" else {}))
+
+    monkeypatch.setattr(sides, "built", lambda root, commit, say: f"built {commit}")
+    monkeypatch.setattr(sides, "Side", made_up)
+    monkeypatch.chdir(Path(__file__).parent)
+    asked = ["bench", "compare", "one", "two", "--model", "synthetic:llama:tiny:q8_0", "--points", "decode"]
+    assert main([*asked, "--max-turns", "10", "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert (told["base"], told["head"], told["confidence"], told["same_plan"]) == ("one", "two", 0.99, True)
+    assert told["judgements"]["decode at 128"]["verdict"] == verdict
+    assert main([*asked, "--max-turns", "10"]) == code
+    assert verdict in capsys.readouterr().out
+
+
 def test_a_commits_own_sources_are_measured(tmp_path, tiny_gguf):
     """A side runs the sources that it is given, and refuses to run others under their name."""
     import shutil
-    from pathlib import Path
 
     import treadle
     from treadle import _native
