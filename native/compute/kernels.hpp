@@ -125,6 +125,7 @@ struct AttendRows {
     int64_t kv_len;          // positions written in the pages; no key at or past it is read
     const std::byte* arena;  // page p of the sequence is at arena + pages[p] * kv_page_bytes
     const int32_t* pages;
+    const std::byte* next = nullptr;  // keys that are read after these rows, if that is known
 };
 
 int64_t attend_scratch_bytes(const Attention& a);  // of one thread

@@ -72,6 +72,32 @@ void bench(const Kernels& k, const char* model, const Type& type, Attention a, i
     else std::printf("  %6.2f GB/s  %5.1f %% of read\n", gb_s, 100 * gb_s / read);
 }
 
+// A step of `sequences` of `length` positions each, a multiple of the page's.
+void bench_batch(const Kernels& k, const Type& type, Attention a, int64_t sequences, int64_t length,
+                 double read) {
+    a.kv.type = type.type;
+    const Cache cache(k, a, sequences * length);
+    const int64_t width = a.heads * a.kv.key_dim, pages = length / a.kv.page_len;
+    const std::vector<float> q = Random(3).normals(width);
+    std::vector<float> out(q.size());
+    Buffer scratch(attend_scratch_bytes(a));
+    const double s = best_seconds([&] {
+        for (int64_t h = 0; h < a.kv.heads; ++h)
+            for (int64_t i = 0; i < sequences; ++i) {
+                const std::byte* next = cache.arena.data() + (i + 1) * pages * cache.page_bytes +
+                                        h * (cache.page_bytes / a.kv.heads);
+                k.attend(a,
+                         {q.data(), width, out.data(), width, 1, length - 1, length, cache.arena.data(),
+                          cache.pages.data() + i * pages, i + 1 < sequences ? next : nullptr},
+                         h, scratch.data());
+            }
+    });
+    const double gb_s = static_cast<double>(cache.arena.size()) / s / 1e9;
+    std::printf("attend 135M %-8s %4ld sequences of %3ld %8.2f us a head  %6.2f GB/s  %5.1f %% of read\n",
+                type.name, static_cast<long>(sequences), static_cast<long>(length),
+                s * 1e6 / static_cast<double>(sequences * a.kv.heads), gb_s, 100 * gb_s / read);
+}
+
 void bench_write(const Kernels& k, const Type& type) {
     const KvLayout kv{type.type, 3, 64, 64, 64};
     Random random(3);
@@ -101,6 +127,9 @@ int main(int argc, char** argv) {
             continue;
         for (const int64_t rows : {512, 2048}) bench(k, "135M", type, smol, 0, rows, read);
         for (const int64_t past : {511, 8191, 32767}) bench(k, "135M", type, smol, past, 1, read);
+        for (const int64_t positions : {256, 131072, 524288})  // in the second cache, in the third, past most
+            for (const int64_t length : {128, 512})
+                bench_batch(k, type, smol, positions / length, length, read);
         bench(k, "1B", type, one_b, 0, 512, read);
         bench(k, "1B", type, one_b, 8191, 1, read);
         bench_write(k, type);

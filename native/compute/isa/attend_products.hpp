@@ -11,6 +11,23 @@
 
 namespace treadle::compute::TREADLE_ISA_NS {
 
+// What is asked for while something else is multiplied, two lines a step, so that it is in the second cache when its turn
+// comes: the pages of a sequence lie anywhere, and the processor's own look-ahead ends with each piece of them.
+struct Fetch {
+    const std::byte *at, *end;
+    int64_t half;
+    Fetch(const std::byte* from, const std::byte* to)
+        : at(from), end(from + (to - from) / 2), half((to - from) / 2) {}
+    TREADLE_METHOD void step() {
+        prefetch(at);
+        prefetch(at + half);
+        at = at + 64 < end ? at + 64 : at;
+    }
+    void rest() const {
+        for (const std::byte* p = at; p < end; p += 64) prefetch(p), prefetch(p + half);
+    }
+};
+
 // The columns from (k, lane) on; `lane` is a multiple of the native vector.
 template <class Columns>
 TREADLE_INLINE Columns moved(const Columns& c, int64_t k, int64_t lane) {
@@ -53,17 +70,18 @@ TREADLE_INLINE ColumnsQ8Values moved(const ColumnsQ8Values& c, int64_t k, int64_
 }
 
 template <int R, int V, class Columns>
-TREADLE_INLINE void chain(const float* a, int64_t lda, const Columns& columns, int64_t depth, F acc[R][V]) {
-    float_tile<R, V>(a, lda, columns, depth, acc);
+TREADLE_INLINE void chain(const float* a, int64_t lda, const Columns& columns, int64_t depth, F acc[R][V],
+                          Fetch& fetch) {
+    float_tile<R, V>(a, lda, columns, depth, acc, fetch);
 }
 template <int R, int V>
 TREADLE_INLINE void chain(const float* a, int64_t lda, const ColumnsQ8Keys& columns, int64_t depth,
-                          F acc[R][V]) {
+                          F acc[R][V], Fetch& fetch) {
     for (int64_t k = 0; k < depth; k += kBlock) {
         const ColumnsQ8Keys here = moved(columns, k, 0);
         BlockQ8Keys<V> block{here.base, here.dim * 16, {}};
         for (int v = 0; v < V; ++v) block.scale[v] = load_f16(moved(here, 0, v * kLanes).scales);
-        float_tile<R, V>(a + k, lda, block, kBlock, acc);
+        float_tile<R, V>(a + k, lda, block, kBlock, acc, fetch);
     }
 }
 
@@ -72,13 +90,13 @@ struct FloatChain {
     static constexpr int vectors(int /*rows*/) { return kFloatVectors; }
     template <int R, int V, class Columns>
     TREADLE_INLINE void accumulate(const float* a, int64_t lda, const Columns& columns, int64_t depth,
-                                   float* y, int64_t ldy) {
+                                   float* y, int64_t ldy, Fetch& fetch) {
         F acc[R][V];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) acc[r][v] = load(y + r * ldy + v * kLanes);
-        chain<R, V>(a, lda, columns, depth, acc);
+        chain<R, V>(a, lda, columns, depth, acc, fetch);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -93,15 +111,15 @@ struct PairChain {
     }
     template <int R, int V, class Columns>
     TREADLE_INLINE void accumulate(const float* a, int64_t lda, const Columns& columns, int64_t depth,
-                                   float* y, int64_t ldy) {
+                                   float* y, int64_t ldy, Fetch& fetch) {
         for (int64_t first = 0; first < depth; first += kBlock) {
-            const int64_t pairs = (least(depth - first, kBlock) + 1) / 2;
+            const int64_t steps = least(depth - first, kBlock);
             F even[R][V], odd[R][V];
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
                 for (int v = 0; v < V; ++v) even[r][v] = odd[r][v] = zero();
-            pair_tile<R, V>(a + first, lda, moved(columns, first, 0), pairs, even, odd);
+            pair_tile<R, V>(a + first, lda, moved(columns, first, 0), steps, even, odd, fetch);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -114,24 +132,29 @@ struct PairChain {
 
   private:
     template <int R, int V, class Columns>
-    TREADLE_INLINE void pair_tile(const float* a, int64_t lda, const Columns& columns, int64_t pairs,
-                                  F even[R][V], F odd[R][V]) {
-        for (int64_t k = 0; k < pairs; ++k) {
-            F b[V], c[V];
+    TREADLE_INLINE void pair_tile(const float* a, int64_t lda, const Columns& columns, int64_t steps,
+                                  F even[R][V], F odd[R][V], Fetch& fetch) {
+        int64_t k = 0;
+        for (; k + 2 <= steps; k += 2) {
+            add_step<R, V>(a + k, lda, columns, k, even);
+            fetch.step();
+            add_step<R, V>(a + k + 1, lda, columns, k + 1, odd);
+            fetch.step();
+        }
+        if (k < steps) add_step<R, V>(a + k, lda, columns, k, even);
+    }
+
+    template <int R, int V, class Columns>
+    TREADLE_INLINE void add_step(const float* a, int64_t lda, const Columns& columns, int64_t k,
+                                 F acc[R][V]) {
+        F b[V];
 #pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) {
-                b[v] = columns.at(2 * k, v);
-                c[v] = columns.at(2 * k + 1, v);
-            }
+        for (int v = 0; v < V; ++v) b[v] = columns.at(k, v);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const F x = set1(a[r * lda + 2 * k]), z = set1(a[r * lda + 2 * k + 1]);
+        for (int r = 0; r < R; ++r) {
+            const F x = set1(a[r * lda]);
 #pragma GCC unroll 8
-                for (int v = 0; v < V; ++v) {
-                    even[r][v] = fma(x, b[v], even[r][v]);
-                    odd[r][v] = fma(z, c[v], odd[r][v]);
-                }
-            }
+            for (int v = 0; v < V; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
         }
     }
 };
@@ -139,21 +162,23 @@ struct PairChain {
 // y[R, ldy] += a[R, lda] @ `lanes` columns over k in [0, depth); whole tiles may reach beyond `lanes`, up to `room`.
 template <class Chain, int R, int V, class Columns>
 __attribute__((noinline)) void product_tile(const float* a, int64_t lda, const Columns& columns,
-                                            int64_t depth, float* y, int64_t ldy) {
-    Chain::template accumulate<R, V>(a, lda, columns, depth, y, ldy);
+                                            int64_t depth, float* y, int64_t ldy, Fetch& fetch) {
+    Fetch own = fetch;
+    Chain::template accumulate<R, V>(a, lda, columns, depth, y, ldy, own);
+    fetch = own;
 }
 
 template <class Chain, int R, class Columns>
 TREADLE_INLINE void product_rows(const float* a, int64_t lda, const Columns& columns, int64_t depth,
-                                 int64_t lanes, int64_t room, float* y, int64_t ldy) {
+                                 int64_t lanes, int64_t room, float* y, int64_t ldy, Fetch& fetch) {
     constexpr int kVectors = Chain::vectors(R), kWide = kVectors * kLanes;
     for (int64_t lane = 0; lane < lanes;) {
         const Columns from = moved(columns, 0, lane);
         if (lane + kWide <= room && lanes - lane > kWide / 2) {
-            product_tile<Chain, R, kVectors>(a, lda, from, depth, y + lane, ldy);
+            product_tile<Chain, R, kVectors>(a, lda, from, depth, y + lane, ldy, fetch);
             lane += kWide;
         } else {
-            product_tile<Chain, R, 1>(a, lda, from, depth, y + lane, ldy);
+            product_tile<Chain, R, 1>(a, lda, from, depth, y + lane, ldy, fetch);
             lane += kLanes;
         }
     }

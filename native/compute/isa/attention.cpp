@@ -4,8 +4,9 @@
 //   splits merge in ascending order
 // Products are FloatChain (f32, f16 and q8_0: exact elements in f32) or PairChain (bf16: q and p are rounded to bf16 too),
 // which a matrix unit computes to the same bits.
-// Keys outside a row's range are computed at most, never used; values outside are never read, but for bf16 ones in the same
-// block of 32 as a visible one, which are multiplied by zero.
+// Keys outside a row's range are computed at most, never used; values outside are never read, but for bf16 ones before the
+// first visible one in its block of 32, which are multiplied by zero. Those after the last need not be: a chain from zero is
+// never -0, and adding a zero to it changes nothing.
 #include "compute/attention.hpp"
 
 #include "compute/isa/attend_products.hpp"
@@ -63,7 +64,7 @@ TREADLE_INLINE void each_tile(int64_t rows, Body body) {
 
 // Scores of the rows against a unit's keys, which begin at position `unit.first` of the split.
 template <class Chain, class Columns>
-void score_unit(const Work& w, Range unit, const Columns& keys) {
+void score_unit(const Work& w, Range unit, const Columns& keys, Fetch& fetch) {
     each_tile(w.rows, [&]<int R>(int64_t row) {
         const Range seen = w.seen(row, R, unit);
         if (seen.empty()) return;
@@ -72,38 +73,39 @@ void score_unit(const Work& w, Range unit, const Columns& keys) {
         for (int r = 0; r < R; ++r)
             for (int64_t i = 0; i < lanes; i += kLanes) store(scores + r * kScoreStride + i, zero());
         product_rows<Chain, R>(w.queries + row * w.depth, w.depth, moved(keys, 0, first), w.a.kv.key_dim,
-                               lanes, kUnit - first, scores, kScoreStride);
+                               lanes, kUnit - first, scores, kScoreStride, fetch);
     });
 }
 
 // Weighted values of the rows over a unit whose values begin at position `base` of the split.
 template <class Chain, int R, class Columns>
-TREADLE_INLINE void add_values(const Work& w, int64_t row, Range range, int64_t base, const Columns& values) {
+TREADLE_INLINE void add_values(const Work& w, int64_t row, Range range, int64_t base, const Columns& values,
+                               Fetch& fetch) {
     if (range.empty()) return;
     product_rows<Chain, R>(w.scores + row * kScoreStride + range.first, kScoreStride,
                            moved(values, range.first - base, 0), range.end - range.first, w.width, w.width,
-                           w.part + row * w.stride, w.stride);
+                           w.part + row * w.stride, w.stride, fetch);
 }
 
 template <class Chain, class Columns>
-void value_unit(const Work& w, Range unit, const Columns& values) {
+void value_unit(const Work& w, Range unit, const Columns& values, Fetch& fetch) {
     const int64_t base = unit.first;
     each_tile(w.rows, [&]<int R>(int64_t row) {
         const Range seen = w.seen(row, R, unit);
         if (seen.empty()) return;
-        if constexpr (Chain::kPairs) {  // whole blocks; the weights outside a row's range are zero
-            const Range blocks{seen.first / kBlock * kBlock, round_up(seen.end, kBlock)};
-            add_values<Chain, R>(w, row, blocks, base, values);
+        if constexpr (Chain::kPairs) {  // from a block's first on; the weights outside a row's range are zero
+            const Range blocks{seen.first / kBlock * kBlock, seen.end};
+            add_values<Chain, R>(w, row, blocks, base, values, fetch);
         } else {
             Range shared = w.shared(row, R, unit);
             if (shared.empty()) shared = {unit.end, unit.end};
             for (int r = 0; r < R; ++r)
                 add_values<Chain, 1>(w, row + r, overlap(w.ranges[row + r], {unit.first, shared.first}), base,
-                                     values);
-            add_values<Chain, R>(w, row, shared, base, values);
+                                     values, fetch);
+            add_values<Chain, R>(w, row, shared, base, values, fetch);
             for (int r = 0; r < R; ++r)
                 add_values<Chain, 1>(w, row + r, overlap(w.ranges[row + r], {shared.end, unit.end}), base,
-                                     values);
+                                     values, fetch);
         }
     });
 }
@@ -114,56 +116,76 @@ bool reads_pages(const Work& w) {
 }
 
 template <class Chain>
-void score_positions(const Work& w, int64_t base, Range unit) {
+void score_positions(const Work& w, int64_t base, Range unit, Fetch& fetch) {
     const KvLayout& kv = w.a.kv;
     const int64_t dim = kv.key_dim, position = base + unit.first, within = position % kUnit;
     if (!reads_pages(w)) {
         widen_keys(w.pages, position, unit.end - unit.first, w.depth, w.unit);
-        return score_unit<Chain>(w, unit, ColumnsF32{w.unit, 16, 16 * w.depth});
+        return score_unit<Chain>(w, unit, ColumnsF32{w.unit, 16, 16 * w.depth}, fetch);
     }
     const std::byte* page = w.pages.at(position);
     const auto* floats = reinterpret_cast<const float*>(page) + within * dim;
     const auto* halves = reinterpret_cast<const uint16_t*>(page) + within * dim;
     if constexpr (Chain::kPairs) {
-        score_unit<Chain>(w, unit, ColumnsBf16{halves, 16, 16 * dim});
+        score_unit<Chain>(w, unit, ColumnsBf16{halves, 16, 16 * dim}, fetch);
     } else if (kv.type == DType::f32) {
-        score_unit<Chain>(w, unit, ColumnsF32{floats, 16, 16 * dim});
+        score_unit<Chain>(w, unit, ColumnsF32{floats, 16, 16 * dim}, fetch);
     } else if (kv.type == DType::f16) {
-        score_unit<Chain>(w, unit, ColumnsF16{halves, 16, 16 * dim});
+        score_unit<Chain>(w, unit, ColumnsF16{halves, 16, 16 * dim}, fetch);
     } else {
         const ColumnsQ8Keys keys{reinterpret_cast<const int8_t*>(page),
                                  reinterpret_cast<const uint16_t*>(page + w.pages.layout.key_scales), dim};
-        score_unit<Chain>(w, unit, moved(keys, 0, within));
+        score_unit<Chain>(w, unit, moved(keys, 0, within), fetch);
     }
 }
 
 template <class Chain>
-void add_positions(const Work& w, int64_t base, Range unit) {
+void add_positions(const Work& w, int64_t base, Range unit, Fetch& fetch) {
     const KvLayout& kv = w.a.kv;
     const int64_t dim = kv.value_dim, position = base + unit.first, count = unit.end - unit.first;
-    // Blocks of bf16 values are taken whole: what is not visible must be zero.
-    const bool whole = !Chain::kPairs || count % kBlock == 0;
-    if (kv.shared || !reads_pages(w) || dim % 16 != 0 || !whole) {
+    if (kv.shared || !reads_pages(w) || dim % 16 != 0) {
         widen_values(w.pages, position, count, w.width, w.unit);
-        if constexpr (Chain::kPairs)
-            for (int64_t i = count * w.width; i < round_up(count, kBlock) * w.width; i += kLanes)
-                store(w.unit + i, zero());
-        return value_unit<Chain>(w, unit, ColumnsF32{w.unit, w.width, 16});
+        return value_unit<Chain>(w, unit, ColumnsF32{w.unit, w.width, 16}, fetch);
     }
     const std::byte* page = w.pages.at(position) + w.pages.layout.values;
     const int64_t within = position % kUnit * dim;
     const auto* halves = reinterpret_cast<const uint16_t*>(page) + within;
     if constexpr (Chain::kPairs) {
-        value_unit<Chain>(w, unit, ColumnsBf16{halves, dim, 16});
+        value_unit<Chain>(w, unit, ColumnsBf16{halves, dim, 16}, fetch);
     } else if (kv.type == DType::f32) {
-        value_unit<Chain>(w, unit, ColumnsF32{reinterpret_cast<const float*>(page) + within, dim, 16});
+        value_unit<Chain>(w, unit, ColumnsF32{reinterpret_cast<const float*>(page) + within, dim, 16}, fetch);
     } else if (kv.type == DType::f16) {
-        value_unit<Chain>(w, unit, ColumnsF16{halves, dim, 16});
+        value_unit<Chain>(w, unit, ColumnsF16{halves, dim, 16}, fetch);
     } else {
         widen_value_scales(w.pages, position, w.unit);
         const ColumnsQ8Values values{reinterpret_cast<const int8_t*>(page), w.unit, dim, 0};
-        value_unit<Chain>(w, unit, moved(values, position % kUnit, 0));
+        value_unit<Chain>(w, unit, moved(values, position % kUnit, 0), fetch);
     }
+}
+
+// The bytes of positions that lie in one page.
+TREADLE_INLINE Fetch keys_ahead(const Work& w, int64_t base, Range unit) {
+    const int64_t position = base + unit.first, count = round_up(unit.end - unit.first, 16);
+    const std::byte* from =
+        w.pages.at(position) + kv_element_bytes(w.a.kv.type, position % kUnit * w.a.kv.key_dim);
+    return {from, from + kv_element_bytes(w.a.kv.type, count * w.a.kv.key_dim)};
+}
+TREADLE_INLINE Fetch values_ahead(const Work& w, int64_t base, Range unit) {
+    const int64_t position = base + unit.first, dim = w.a.kv.shared ? 0 : w.a.kv.value_dim;
+    const std::byte* from =
+        w.pages.at(position) + w.pages.layout.values + kv_element_bytes(w.a.kv.type, position % kUnit * dim);
+    return {from, from + kv_element_bytes(w.a.kv.type, (unit.end - unit.first) * dim)};
+}
+TREADLE_INLINE Fetch nothing_ahead(const Work& w) {
+    const auto* here = reinterpret_cast<const std::byte*>(w.queries);
+    return {here, here};
+}
+// What is read after a split: the next one's first keys, or those of whoever comes next.
+TREADLE_INLINE Fetch after(const Work& w, int64_t base) {
+    const int64_t next = base + kSplit;
+    if (next < w.r.kv_len) return keys_ahead(w, next, {0, least(kUnit, w.r.kv_len - next)});
+    if (w.r.next == nullptr) return nothing_ahead(w);
+    return {w.r.next, w.r.next + kv_element_bytes(w.a.kv.type, kUnit * w.a.kv.key_dim)};
 }
 
 // One split: the partial results of the chunk's rows over positions [split * kSplit, (split + 1) * kSplit).
@@ -176,14 +198,32 @@ void run_split(Work& w, int64_t split) {
     if constexpr (Chain::kPairs)
         if (tiles_serve(w)) return run_split_on_tiles<Chain>(w, base, seen);
 #endif
-    const auto units = [&](auto body) {
-        for (int64_t u = seen.first / kUnit * kUnit; u < seen.end; u += kUnit)
-            body(overlap({u, u + kUnit}, {seen.first / kBlock * kBlock, seen.end}));
+    const auto unit_at = [&](int64_t u) {
+        return overlap({u, u + kUnit}, {seen.first / kBlock * kBlock, seen.end});
     };
-    units([&](Range unit) { score_positions<Chain>(w, base, unit); });
+    const Range first = unit_at(seen.first / kUnit * kUnit);
+    // Calls body with every unit, and with the next one, which is empty after the last.
+    const auto units = [&](auto body) {
+        for (Range unit = first, next; !unit.empty(); unit = next) {
+            next = unit_at(unit.first / kUnit * kUnit + kUnit);
+            body(unit, next);
+        }
+    };
+    const bool ahead = reads_pages(w);
+    units([&](Range unit, Range next) {
+        Fetch fetch = !ahead         ? nothing_ahead(w)
+                      : next.empty() ? values_ahead(w, base, first)
+                                     : keys_ahead(w, base, next);
+        score_positions<Chain>(w, base, unit, fetch);
+        fetch.rest();
+    });
     for (int64_t row = 0; row < w.rows; ++row)
         soften_row<Chain>(w, row, base, WideWeights{w.scores + row * kScoreStride});
-    units([&](Range unit) { add_positions<Chain>(w, base, unit); });
+    units([&](Range unit, Range next) {
+        Fetch fetch = !ahead ? nothing_ahead(w) : next.empty() ? after(w, base) : values_ahead(w, base, next);
+        add_positions<Chain>(w, base, unit, fetch);
+        fetch.rest();
+    });
 }
 
 // merged (m, sum, o) = merged + part.

@@ -38,11 +38,16 @@ struct ColumnsBf16Pairs {
     }
 };
 
-// acc += a[R rows, lda] @ columns over k in [0, depth).
-template <int R, int V, class Columns>
+struct Nothing {
+    TREADLE_METHOD void step() const {}
+};
+
+// acc += a[R rows, lda] @ columns over k in [0, depth). aside.step() is called with every k.
+template <int R, int V, class Columns, class Aside = const Nothing>
 TREADLE_INLINE void float_tile(const float* a, int64_t lda, const Columns& columns, int64_t depth,
-                               F acc[R][V]) {
+                               F acc[R][V], Aside& aside = {}) {
     for (int64_t k = 0; k < depth; ++k) {
+        aside.step();
         F b[V];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) b[v] = columns.at(k, v);

@@ -216,12 +216,15 @@ class AttentionOp final : public Op {
         const auto blocks = static_cast<int64_t>(step.blocks.size());
         worker.each(blocks * kv_heads, 1, [&](Range range) {
             const RowBlock& block = step.blocks[range.first % blocks];
-            const int64_t head = range.first / blocks;
+            const int64_t head = range.first / blocks, next = range.first + 1;
+            compute::AttendRows rows = rows_of(step, p, block);
+            if (next < blocks * kv_heads)
+                rows.next = keys_of(step, p, step.blocks[next % blocks], next / blocks);
             if (one_item_each) {
                 for (int32_t r = block.first_row; r < block.first_row + block.rows; ++r)
                     write_row(step, worker, p, r, head);
             }
-            worker.kernels.attend(attention_, rows_of(step, p, block), head, p.attend);
+            worker.kernels.attend(attention_, rows, head, p.attend);
             finish(worker.kernels, p, block, head);
         });
     }
@@ -239,7 +242,10 @@ class AttentionOp final : public Op {
             const int64_t item = one.first;
             const RowBlock& block = step.blocks[item / splits / kv_heads];
             const int64_t head = item / splits % kv_heads, split = item % splits;
-            const compute::AttendRows rows = rows_of(step, p, block);
+            compute::AttendRows rows = rows_of(step, p, block);
+            if (item / splits + 1 < heads)
+                rows.next = keys_of(step, p, step.blocks[(item / splits + 1) / kv_heads],
+                                    (item / splits + 1) % kv_heads);
             const compute::SplitRange range = compute::attend_splits(attention_, rows);
             if (split < range.first || split >= range.last) return;
             worker.kernels.attend_part(attention_, rows, head, split, parts_of(block, head), p.attend);
@@ -333,6 +339,16 @@ class AttentionOp final : public Op {
                 .kv_len = step.positions[slot] + step.query_lens[slot],
                 .arena = pages.arena,
                 .pages = pages.table};
+    }
+
+    // The first keys of one head that a block sees.
+    const std::byte* keys_of(const Step& step, const Pieces& p, const RowBlock& block,
+                             int64_t kv_head) const {
+        const SlotPages pages = pages_of(step, p, block.slot);
+        int64_t first = 0;
+        if (attention_.left != compute::kUnbounded) first = std::max(first, block.position - attention_.left);
+        return pages.arena + pages.table[first / state_.page_tokens] * state_.page_bytes +
+               kv_head * (state_.page_bytes / params_.num_kv_heads);
     }
 
     // Where a slot's pages are. Those in the workspace follow each other; a slot whose first row is s begins at page
