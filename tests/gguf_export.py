@@ -22,10 +22,17 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "roberta": gguf.MODEL_ARCH.BERT,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
     "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    "arcee": gguf.MODEL_ARCH.ARCEE,
+    "ernie4_5": gguf.MODEL_ARCH.ERNIE4_5,
+    "exaone4": gguf.MODEL_ARCH.EXAONE4,
     "gemma": gguf.MODEL_ARCH.GEMMA,
+    "glm4": gguf.MODEL_ARCH.GLM4,
+    "seed_oss": gguf.MODEL_ARCH.SEED_OSS,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "gpt2": gguf.MODEL_ARCH.GPT2,
+    "gpt_neox": gguf.MODEL_ARCH.GPTNEOX,
     "gpt_oss": gguf.MODEL_ARCH.GPT_OSS,
     "granite": gguf.MODEL_ARCH.GRANITE,
     "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
@@ -115,6 +122,12 @@ def _gemma3_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
+def _exaone4_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    if config.sliding_window is not None:
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+
+
 def _granite_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_attention_scale(config.attention_multiplier)
@@ -177,7 +190,7 @@ def _olmo_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
 
 
 def _partial_rope_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
-    head_dim = config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_rope_dimension_count(int(config.rope_parameters["partial_rotary_factor"] * head_dim))
 
 
@@ -249,6 +262,13 @@ def _gpt_oss(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
         yield f"{name}.{suffix}", value
 
 
+def _gpt_neox(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
+    """The three of each head become all of q, of k and of v."""
+    if "query_key_value" in key:
+        value = value.reshape(config.num_attention_heads, 3, -1, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
+    yield key, value
+
+
 def _gpt2(config: PreTrainedConfig, key: str, value: np.ndarray) -> Tensors:
     turned = key.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
     yield key, value.T if turned else value
@@ -307,12 +327,15 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "roberta": _bert_keys,
     "deepseek_v2": _deepseek_keys,
     "deepseek_v3": _deepseek_keys,
+    "exaone4": _exaone4_keys,
     "gemma2": _gemma2_keys,
     "gemma3_text": _gemma3_keys,
+    "gpt_neox": _stablelm_keys,
     "gpt_oss": _gpt_oss_keys,
     "granite": _granite_keys,
     "granitemoe": _granitemoe_keys,
     "mixtral": _expert_keys,
+    "glm4": _partial_rope_keys,
     "olmo": _olmo_keys,
     "olmoe": _expert_keys,
     "phi": _partial_rope_keys,
@@ -322,13 +345,16 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "stablelm": _stablelm_keys,
 }
 _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] = {
+    "arcee": _permuted,
     "bert": _bert,
+    "smollm3": _permuted,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
     "gemma": _gemma,
     "gemma2": _gemma,
     "gemma3_text": _gemma,
     "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
     "gpt_oss": _gpt_oss,
     "granite": _permuted,
     "granitemoe": _permuted_experts,

@@ -14,6 +14,7 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "granitemoehybrid": gguf.MODEL_ARCH.GRANITE_HYBRID,
     "jamba": gguf.MODEL_ARCH.JAMBA,
     "lfm2": gguf.MODEL_ARCH.LFM2,
+    "lfm2_moe": gguf.MODEL_ARCH.LFM2MOE,
     "mamba": gguf.MODEL_ARCH.MAMBA,
     "mamba2": gguf.MODEL_ARCH.MAMBA2,
     "qwen3_next": gguf.MODEL_ARCH.QWEN3NEXT,
@@ -73,7 +74,7 @@ def _attending(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_head_count(config.num_attention_heads)
     full = [kind == "full_attention" for kind in config.layer_types]
     writer.add_head_count_kv([config.num_key_value_heads if attends else 0 for attends in full])
-    eps = config.norm_eps if config.model_type == "lfm2" else config.rms_norm_eps
+    eps = config.norm_eps if config.model_type.startswith("lfm2") else config.rms_norm_eps
     writer.add_layer_norm_rms_eps(eps)
     parameters = getattr(config, "rope_parameters", None)
     if parameters is not None:
@@ -91,6 +92,15 @@ def _mlp_width(config: PreTrainedConfig) -> int:
 def _lfm2(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     _attending(writer, config)
     writer.add_shortconv_l_cache(config.conv_L_cache)
+
+
+def _lfm2_moe(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    _lfm2(writer, config)
+    writer.add_expert_count(config.num_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_leading_dense_block_count(config.num_dense_layers)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def _jamba(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
@@ -142,6 +152,7 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "granitemoehybrid": _granite,
     "jamba": _jamba,
     "lfm2": _lfm2,
+    "lfm2_moe": _lfm2_moe,
     "mamba": _mamba,
     "mamba2": _mamba,
     "qwen3_next": _qwen3_next,
@@ -180,6 +191,8 @@ def _changed(config: PreTrainedConfig, key: str, value: np.ndarray) -> Iterable[
     elif "shared_mlp.output_linear" in key:
         suffix = "_shexp" if config.num_local_experts else ""
         yield f"blk.{key.split('.')[2]}.ffn_down{suffix}.weight", value
+    elif key.endswith(".expert_bias"):
+        yield f"{key}.bias", value
     elif "block_sparse_moe.router" in key:
         yield key.replace("router.weight", "router.layer.weight"), value
     elif config.model_type == "granitemoehybrid" and ("q_proj" in key or "k_proj" in key):

@@ -131,6 +131,14 @@ CASES = {
         },
     ),
     "deepseek_v3": ("DeepseekV3ForCausalLM", {**LATENT, "q_lora_rank": 24, "n_group": 4, "topk_group": 2}),
+    "smollm3": ("SmolLM3ForCausalLM", {"num_hidden_layers": 5, "attention_bias": True}),
+    "seed_oss": ("SeedOssForCausalLM", {"head_dim": 24}),
+    "arcee": ("ArceeForCausalLM", {}),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {"head_dim": 24}),
+    "glm4": ("Glm4ForCausalLM", {"head_dim": 24}),
+    "exaone4": ("Exaone4ForCausalLM", {"num_hidden_layers": 5, "sliding_window": 24}),
+    "exaone4-full": ("Exaone4ForCausalLM", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {}),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}),
 }
 IDS = list(range(3, 67))

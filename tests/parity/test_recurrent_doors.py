@@ -14,6 +14,7 @@ from treadle.parity.matrix import read_matrix
 ONE_DOOR = {
     ("falcon_mamba", "epsilons"),  # GGUF has one epsilon
     ("lfm2", "bias-width-4"),  # llama.cpp knows no biases in short convolutions
+    ("lfm2_moe", "not-corrected"),  # the same, and GGUF always means normalised weights
     ("mamba", "biases-untied"),  # llama.cpp's activation is always silu
     ("mamba2", "biases-limits"),  # GGUF has no limits of dt
     ("granitemoehybrid", "groups-limits"),
@@ -23,7 +24,7 @@ ONE_DOOR = {
 CASES = [
     case
     for case in read_matrix().cases
-    if case.family in ("lfm2", "mamba", "falcon_mamba", "mamba2", "jamba", "granitemoehybrid", "qwen3_next")
+    if case.family in ("lfm2", "lfm2_moe", "mamba", "falcon_mamba", "mamba2", "jamba", "granitemoehybrid", "qwen3_next")
     and (case.family, case.name) not in ONE_DOOR
 ]
 IDS = list(range(3, 67))

@@ -207,12 +207,14 @@ def decoder(
     positions: WeightSpec | None = None,
     final_norm: str = "model.norm",
     gguf_final_norm: str = "output_norm",
+    hf_head: str = "lm_head.weight",
     unused: tuple[str, ...] = (),
 ) -> Architecture:
-    """Embedding, layers, final norm, head (tied or its own). `final_norm`, `gguf_final_norm`: its tensor's names."""
+    """Embedding, layers, final norm, head (tied or its own). `final_norm`, `gguf_final_norm`, `hf_head`: tensors'
+    names."""
     vocab, tied = config.vocab_size, config.tie_word_embeddings
     rows = config.max_position_embeddings if positions else 0
-    head = table if tied else weight("lm_head.weight", "lm_head.weight", GGUF_HEAD)
+    head = table if tied else weight("lm_head.weight", hf_head, GGUF_HEAD)
     bias = weight("lm_head.bias", "lm_head.bias", "output.bias") if head_bias else None
     program = Program(
         stages=(Stage.PREFILL, Stage.DECODE),
@@ -227,7 +229,7 @@ def decoder(
     )
     # Old checkpoints carry the frequencies as buffers; tied ones may carry the table twice. Divisors that were
     # understood are generated.
-    twice = ("lm_head.weight",) if tied else ()
+    twice = (hf_head,) if tied else ()
     understood = config.rope is not None and config.rope.kind is GeneratorKind.ROPE_LLAMA3
     divisors = (FREQUENCY_TENSOR,) if understood else ()
     return Architecture(config.facts(), (program,), ("*.rotary_emb.inv_freq", *twice, *divisors, *unused))

@@ -31,6 +31,14 @@ def every_layer(default: int | None) -> WindowReader:
     return read
 
 
+def no_windows(keys: Keys, values: Mapping[str, Any]) -> Windows:
+    """Of families whose layer_types may say full_attention only."""
+    layers = int(values["num_hidden_layers"])
+    if keys.container is not Container.GGUF and any(_layer_types(keys, layers) or ()):
+        keys.refuse("layer_types", "sliding_attention", "full_attention")
+    return (0,) * layers
+
+
 def every_nth_full(period: int, default: int) -> WindowReader:
     """Every `period`-th layer sees all keys and the others a window, unless layer_types (or in GGUF
     attention.sliding_window_pattern, a period or a flag a layer) say otherwise. `default`: of sliding_window."""

@@ -118,14 +118,17 @@ class Lfm2Config(BaseDecoderConfig):
         return Norm(eps=self.norm_eps)
 
 
-def architecture(config: Lfm2Config) -> Architecture:
-    hf = blocks.HF_LAYER
+def mlp_of(config: Lfm2Config) -> Op:
+    return blocks.mlp(config.intermediate_size, Activation.SILU, names=MLP, hf=blocks.HF_LAYER + "feed_forward.")
+
+
+def lfm2(config: Lfm2Config, feed_forward: tuple[Op, ...]) -> Architecture:
+    """`feed_forward`: each layer's."""
     params = config.attention_params(qk_norm=QKNorm.RMS_PER_HEAD, qk_norm_eps=config.norm_eps)
     attention = blocks.attention(params, config.rope, names=ATTENTION)
-    conv = mixers.shortconv(config.hidden_size, config.conv_width, config.conv_bias, hf + "conv.")
-    mlp = blocks.mlp(config.intermediate_size, Activation.SILU, names=MLP, hf=hf + "feed_forward.")
+    conv = mixers.shortconv(config.hidden_size, config.conv_width, config.conv_bias, blocks.HF_LAYER + "conv.")
 
-    def layer(attends: bool) -> tuple[Op, ...]:
+    def layer(attends: bool, mlp: Op) -> tuple[Op, ...]:
         return (
             config.norm.of_layer("mixer_norm", "operator_norm", "attn_norm"),
             attention if attends else conv,
@@ -137,10 +140,14 @@ def architecture(config: Lfm2Config) -> Architecture:
 
     return decoder(
         config,
-        tuple(layer(attends) for attends in config.attends),
+        tuple(layer(*of_layer) for of_layer in zip(config.attends, feed_forward, strict=True)),
         final_norm="model.embedding_norm",
         gguf_final_norm="token_embd_norm",
     )
+
+
+def architecture(config: Lfm2Config) -> Architecture:
+    return lfm2(config, (mlp_of(config),) * config.num_hidden_layers)
 
 
 FAMILY = Family(Lfm2Config, architecture)
