@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # No deadline an example: on a busy machine that fails what is right. In CI the examples are the same every time.
 settings.register_profile("treadle", deadline=None, derandomize="CI" in os.environ)
@@ -42,6 +46,14 @@ def smollm2() -> Path:
     from treadle.formats import hub
 
     return hub.pull("smollm2").path
+
+
+@pytest.fixture(scope="session")
+def smollm2_oracle(smollm2: Path) -> PreTrainedModel:
+    """transformers' model with the values of SmolLM2's file."""
+    from tests.parity import oracles
+
+    return oracles.llama_of_gguf(smollm2)
 
 
 @pytest.fixture(scope="session")

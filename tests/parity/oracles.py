@@ -39,8 +39,10 @@ def llama_of_gguf(path: Path) -> PreTrainedModel:
         rope_parameters={"rope_type": "default", "rope_theta": number("rope.freq_base")},
         tie_word_embeddings="output.weight" not in tensors,
     )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
     state = {}
-    for key in LlamaForCausalLM(config).state_dict():
+    for key in model.state_dict():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             state[key] = torch.from_numpy(np.array(tensors["token_embd.weight"]))
             continue
@@ -49,8 +51,9 @@ def llama_of_gguf(path: Path) -> PreTrainedModel:
             heads = config.num_attention_heads if "q_proj" in key else config.num_key_value_heads
             value = value.reshape(heads, -1, 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
         state[key] = torch.from_numpy(np.ascontiguousarray(value))
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are no weights
     return model.float().eval()
 
 

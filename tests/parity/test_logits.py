@@ -14,11 +14,6 @@ TOLERANCE = 1e-4
 TEXTS = (ENGLISH, MIXED)
 
 
-@pytest.fixture(scope="module")
-def smollm2_oracle(smollm2):
-    return oracles.llama_of_gguf(smollm2)
-
-
 def smollm2_logits(path, texts, positions=None, **options):
     """[(ids, logits)] of each text's first positions."""
     with LLM(path, max_num_logits=POSITIONS, **options) as llm:
