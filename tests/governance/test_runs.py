@@ -1,6 +1,8 @@
 """Runs of the parity and of the benchmark matrix as evidence: what is recorded, and what of it does not count."""
 
 import json
+import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from treadle.cli.main import main
 from treadle.errors import InvalidFile, InvalidRecord
 from treadle.governance import phases, runs
 from treadle.governance.runs import BENCHMARKS, PARITY, record_benchmark, record_parity
-from treadle.governance.sources import Checkout
+from treadle.governance.sources import Checkout, machine
 
 PHASES = """
 [[phase]]
@@ -124,6 +126,12 @@ def test_what_a_record_of_parity_says(checkout):
         }
     assert record_parity(checkout, cases[::-1], b"other", VERSIONS).matrix != found.matrix
     assert record_parity(checkout, cases[::-1], b"matrix", VERSIONS).plans == found.plans
+
+
+def test_a_record_says_which_machine_it_was():
+    here = machine()
+    assert here == machine()
+    assert f"{os.cpu_count()} CPUs" in here and platform.machine() in here
 
 
 def test_an_edited_run_is_refused(checkout, monkeypatch, capsys):

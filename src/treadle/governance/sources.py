@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -106,13 +107,20 @@ class Checkout:
 
 
 def machine() -> str:
-    """The processor, for a record."""
-    name = platform.machine()
+    """Tells a machine from another in a record: processor, CPUs, last cache, and a hash of its instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return name
-    return next((f"{line.partition(':')[2].strip()} ({name})" for line in lines if line.startswith("model name")), name)
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    features = found.get("flags") or found.get("Features") or ""
+    parts = [
+        f"{found.get('model name', platform.processor() or 'unknown processor')} ({platform.machine()})",
+        f"{os.cpu_count()} CPUs",
+        *([f"{found['cache size']} cache"] if "cache size" in found else []),
+        *([f"features {hashlib.sha256(features.encode()).hexdigest()[:12]}"] if features else []),
+    ]
+    return ", ".join(parts)
 
 
 def now() -> str:
