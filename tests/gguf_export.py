@@ -27,6 +27,7 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
     "exaone4": gguf.MODEL_ARCH.EXAONE4,
     "gemma": gguf.MODEL_ARCH.GEMMA,
     "glm4": gguf.MODEL_ARCH.GLM4,
+    "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "seed_oss": gguf.MODEL_ARCH.SEED_OSS,
     "smollm3": gguf.MODEL_ARCH.SMOLLM3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
@@ -150,14 +151,26 @@ def _expert_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
 
 def _deepseek_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     """DeepseekV2Model.set_gguf_parameters."""
-    sigmoid = config.model_type == "deepseek_v3"
-    writer.add_leading_dense_block_count(config.first_k_dense_replace)
     if config.q_lora_rank is not None:
         writer.add_q_lora_rank(config.q_lora_rank)
     writer.add_kv_lora_rank(config.kv_lora_rank)
     writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
     writer.add_value_length_mla(config.v_head_dim)
     writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    _routed_keys(writer, config)
+    if "mscale_all_dim" in config.rope_parameters:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
+
+
+def _glm4_moe_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """Glm4MoeModel.set_gguf_parameters."""
+    _partial_rope_keys(writer, config)
+    _routed_keys(writer, config)
+
+
+def _routed_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    sigmoid = config.model_type != "deepseek_v2"
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
     writer.add_expert_count(config.n_routed_experts)
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_used_count(config.num_experts_per_tok)
@@ -168,8 +181,6 @@ def _deepseek_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     if config.n_group is not None:
         writer.add_expert_group_count(config.n_group)
         writer.add_expert_group_used_count(config.topk_group)
-    if "mscale_all_dim" in config.rope_parameters:
-        writer.add_rope_scaling_yarn_log_mul(0.1 * config.rope_parameters["mscale_all_dim"])
 
 
 def _granitemoe_keys(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
@@ -336,6 +347,7 @@ _KEYS: Mapping[str, Callable[[gguf.GGUFWriter, PreTrainedConfig], None]] = {
     "granitemoe": _granitemoe_keys,
     "mixtral": _expert_keys,
     "glm4": _partial_rope_keys,
+    "glm4_moe": _glm4_moe_keys,
     "olmo": _olmo_keys,
     "olmoe": _expert_keys,
     "phi": _partial_rope_keys,
@@ -353,6 +365,7 @@ _CHANGES: Mapping[str, Callable[[PreTrainedConfig, str, np.ndarray], Tensors]] =
     "gemma": _gemma,
     "gemma2": _gemma,
     "gemma3_text": _gemma,
+    "glm4_moe": _deepseek,
     "gpt2": _gpt2,
     "gpt_neox": _gpt_neox,
     "gpt_oss": _gpt_oss,

@@ -136,6 +136,16 @@ CASES = {
     "arcee": ("ArceeForCausalLM", {}),
     "ernie4_5": ("Ernie4_5ForCausalLM", {"head_dim": 24}),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 24}),
+    "glm4_moe": (
+        "Glm4MoeForCausalLM",
+        {
+            "head_dim": 24,
+            "use_qk_norm": True,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "exaone4": ("Exaone4ForCausalLM", {"num_hidden_layers": 5, "sliding_window": 24}),
     "exaone4-full": ("Exaone4ForCausalLM", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
     "gpt_neox": ("GPTNeoXForCausalLM", {}),

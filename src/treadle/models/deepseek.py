@@ -1,4 +1,5 @@
-"""What DeepSeek's decoders share: latent attention in every layer, a dense MLP in the first, experts in the others."""
+"""What DeepSeek's decoders share, and GLM's with it: a dense MLP in the first layers, experts in the others, routed by
+groups and corrected scores; DeepSeek's own is the latent attention in every layer."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Final
 from treadle.models import blocks, experts
 from treadle.models.blocks import HF_LAYER
 from treadle.models.config import Keys, convert, declare
-from treadle.models.decoder import decoder, pre_norm_layer
+from treadle.models.decoder import DecoderConfig, decoder, pre_norm_layer
 from treadle.models.experts import MAX_EXPERTS
 from treadle.models.latent import LatentConfig, mla
 from treadle.models.spec import Architecture, Op
@@ -54,12 +55,9 @@ def scores(sigmoid: bool) -> Callable[[Keys, Mapping[str, Any]], bool]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeepseekConfig(LatentConfig):
+class RoutedConfig(DecoderConfig):
     """Routing: `sigmoid` scores are corrected by a learnt bias, groups of experts are scored by their two best; softmax
     scores by their best."""
-
-    ONLY: ClassVar[Mapping[str, object]] = {"mlp_bias": False, "moe_layer_freq": 1}
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"aux_loss_alpha", "seq_aux", "ep_size"})
 
     first_k_dense_replace: int = declare(0, gguf="leading_dense_block_count", bounds=(0, 1024))
     n_routed_experts: int = declare(gguf="expert_count", bounds=(1, MAX_EXPERTS))
@@ -107,11 +105,22 @@ class DeepseekConfig(LatentConfig):
         return experts.moe(params, names, self.hidden_size)
 
 
-def deepseek(config: DeepseekConfig, rope_style: RopeStyle = RopeStyle.INTERLEAVED) -> Architecture:
-    """The layers behind the last, which predict more than one token ahead (V3), are not part of the model."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeepseekConfig(LatentConfig, RoutedConfig):
+    ONLY: ClassVar[Mapping[str, object]] = {"mlp_bias": False, "moe_layer_freq": 1}
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"aux_loss_alpha", "seq_aux", "ep_size"})
+
+
+def dense_then_sparse(config: RoutedConfig, attention: Op, gguf_mlp_norm: str = "ffn_norm") -> Architecture:
+    """The layers behind the last, which predict more than one token ahead, are not part of the model."""
     layers = config.num_hidden_layers
-    attention = mla(config.mla_params(rope_style), config.rope, config.attention_bias)
     dense = min(config.first_k_dense_replace, layers)
-    mlp = pre_norm_layer(config, attention, blocks.mlp(config.intermediate_size, config.hidden_act))
-    sparse = pre_norm_layer(config, attention, config.moe())
-    return decoder(config, (mlp,) * dense + (sparse,) * (layers - dense), unused=(f"model.layers.{layers}.*",))
+    mlp = blocks.mlp(config.intermediate_size, config.hidden_act)
+    first = pre_norm_layer(config, attention, mlp, gguf_mlp_norm=gguf_mlp_norm)
+    then = pre_norm_layer(config, attention, config.moe(), gguf_mlp_norm=gguf_mlp_norm)
+    unused = (f"model.layers.{layers}.*", f"blk.{layers}.*")
+    return decoder(config, (first,) * dense + (then,) * (layers - dense), unused=unused)
+
+
+def deepseek(config: DeepseekConfig, rope_style: RopeStyle = RopeStyle.INTERLEAVED) -> Architecture:
+    return dense_then_sparse(config, mla(config.mla_params(rope_style), config.rope, config.attention_bias))
