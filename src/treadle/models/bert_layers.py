@@ -20,12 +20,7 @@ ATTENTION: Final[SlotNames] = {
     for slot, name in _PROJECTIONS.items()
     for suffix, kind in (("", "weight"), ("_bias", "bias"))
 }
-MLP: Final[SlotNames] = {
-    "up": ("intermediate.dense.weight", "ffn_up.weight"),
-    "down": ("output.dense.weight", "ffn_down.weight"),
-    "up_bias": ("intermediate.dense.bias", "ffn_up.bias"),
-    "down_bias": ("output.dense.bias", "ffn_down.bias"),
-}
+MLP: Final[SlotNames] = blocks.plain_mlp_names("intermediate.dense", "output.dense")
 GGUF_TYPES: Final = "token_types.weight"
 
 

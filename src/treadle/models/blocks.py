@@ -63,15 +63,31 @@ MLP: Final[SlotNames] = {
     "up_bias": ("up_proj.bias", "ffn_up.bias"),
     "down_bias": ("down_proj.bias", "ffn_down.bias"),
 }
-PLAIN_MLP: Final[SlotNames] = {
-    "up": ("fc1.weight", "ffn_up.weight"),
-    "down": ("fc2.weight", "ffn_down.weight"),
-    "up_bias": ("fc1.bias", "ffn_up.bias"),
-    "down_bias": ("fc2.bias", "ffn_down.bias"),
-}
+
+
+def plain_mlp_names(up: str, down: str) -> dict[str, tuple[str, str]]:
+    """Of an MLP without a gate; Hugging Face's names without ".weight" and ".bias"."""
+    return _named({"up": (up, "ffn_up"), "down": (down, "ffn_down")})
+
+
+def fused_attention_names(qkv: str, o: str) -> dict[str, tuple[str, str]]:
+    """Of an attention whose q, k and v are one tensor; as in plain_mlp_names."""
+    return _named({**dict.fromkeys(("q", "k", "v"), (qkv, "attn_qkv")), "o": (o, "attn_output")})
+
+
+def _named(stems: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    return {
+        slot + suffix: (f"{hf}.{kind}", f"{gguf}.{kind}")
+        for slot, (hf, gguf) in stems.items()
+        for suffix, kind in (("", "weight"), ("_bias", "bias"))
+    }
+
+
+PLAIN_MLP: Final[SlotNames] = plain_mlp_names("fc1", "fc2")
 PROJECTIONS: Final = ("q", "k", "v", "o")
 QK_NORMS: Final = ("q_norm", "k_norm")
-BIASES: Final = ("q_bias", "k_bias", "v_bias", "o_bias")
+QKV_BIASES: Final = ("q_bias", "k_bias", "v_bias")
+BIASES: Final = (*QKV_BIASES, "o_bias")
 HF_LAYER: Final = "model.layers.{layer}."
 GGUF_LAYER: Final = "blk.{layer}."
 TransformsOf = Mapping[str, tuple[Transform, ...]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -91,9 +91,10 @@ class BaseDecoderConfig(Config):
             layers=self.num_hidden_layers,
         )
 
-    def attention_params(self, window: int | None = None, **changes: float) -> AttentionParams:
+    def attention_params(self, window: int | None = None, *, rotates: bool = True, **changes: float) -> AttentionParams:
         """Causal grouped-query attention with this config's heads and rope, scaled by head_dim^-1/2; `changes`: other
         values of fields."""
+        rope = self.rope if rotates else None
         params = AttentionParams(
             num_heads=self.num_attention_heads,
             num_kv_heads=self.num_key_value_heads,
@@ -101,8 +102,8 @@ class BaseDecoderConfig(Config):
             v_head_dim=self.head_dim,
             scale=self.head_dim**-0.5,
             window=window or 0,
-            rotary_dim=0 if self.rope is None else self.rope.rotary_dim,
-            rope_scale=1.0 if self.rope is None else self.rope.scale,
+            rotary_dim=0 if rope is None else rope.rotary_dim,
+            rope_scale=1.0 if rope is None else rope.scale,
         )
         return msgspec.structs.replace(params, **changes)
 
@@ -180,17 +181,22 @@ def post_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tuple[
     )
 
 
-def sandwich_norm_layer(config: BaseDecoderConfig, attention: Op, mlp: Op) -> tuple[Op, ...]:
-    """x += norm(attention(norm(x))); x += norm(mlp(norm(x)))."""
-    norm = config.norm
+SANDWICH: Final = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+def sandwich_norm_layer(
+    config: BaseDecoderConfig, attention: Op, mlp: Op, hf: tuple[str, str, str] = SANDWICH
+) -> tuple[Op, ...]:
+    """x += norm(attention(norm(x))); x += norm(mlp(norm(x))). `hf`: the names of all norms but the first."""
+    norm, (behind_attention, before_mlp, behind_mlp) = config.norm, hf
     return (
         norm.of_layer("attention_norm", "input_layernorm", "attn_norm"),
         attention,
-        norm.of_layer("post_attention_norm", "post_attention_layernorm", "post_attention_norm", reads="h"),
+        norm.of_layer("post_attention_norm", behind_attention, "post_attention_norm", reads="h"),
         blocks.residual(),
-        norm.of_layer("mlp_norm", "pre_feedforward_layernorm", "ffn_norm"),
+        norm.of_layer("mlp_norm", before_mlp, "ffn_norm"),
         mlp,
-        norm.of_layer("post_mlp_norm", "post_feedforward_layernorm", "post_ffw_norm", reads="h"),
+        norm.of_layer("post_mlp_norm", behind_mlp, "post_ffw_norm", reads="h"),
         blocks.residual(),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from treadle.models.blocks import GGUF_LAYER, HF_LAYER
 from treadle.models.config import Keys, convert, declare
@@ -115,6 +115,12 @@ def norm_topk_prob(keys: Keys, values: Mapping[str, Any]) -> bool:
     return gguf if found is None else bool(convert(keys, key, found, bool))
 
 
+def check_chosen(keys: Keys, chosen: int, count: int) -> None:
+    """Refuses num_experts_per_tok where it is more than there are."""
+    if chosen > count:
+        keys.refuse("num_experts_per_tok", chosen, f"at most {count}, all experts")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(DecoderConfig):
     """A decoder with experts."""
@@ -124,8 +130,7 @@ class ExpertsConfig(DecoderConfig):
 
     def check(self, keys: Keys) -> None:
         super().check(keys)
-        if self.num_experts_per_tok > self.num_experts:
-            keys.refuse("num_experts_per_tok", self.num_experts_per_tok, f"at most {self.num_experts}, all experts")
+        check_chosen(keys, self.num_experts_per_tok, self.num_experts)
 
     def moe_params(self, intermediate: int, **changes: float) -> MoEParams:
         """Gated experts of this config; `changes`: other values of fields."""
@@ -137,31 +142,23 @@ class ExpertsConfig(DecoderConfig):
         )
 
 
-class GatedSharedConfig(Protocol):
-    """What a mixture beside a gated shared expert asks of its config."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedSharedConfig(ExpertsConfig):
+    """A decoder with experts beside a shared one that has a gate of its own, as Qwen's are."""
 
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_experts(self) -> int: ...
-    @property
-    def moe_intermediate_size(self) -> int: ...
-    @property
-    def shared_expert_intermediate_size(self) -> int: ...
-    @property
-    def norm_topk_prob(self) -> bool: ...
-    def moe_params(self, intermediate: int, **changes: Any) -> MoEParams: ...
+    moe_intermediate_size: int = declare(gguf="expert_feed_forward_length")
+    shared_expert_intermediate_size: int = declare(gguf="expert_shared_feed_forward_length")
+    norm_topk_prob: bool = declare(gguf="expert_weights_norm")
 
-
-def beside_gated_shared(config: GatedSharedConfig) -> Op:
-    """Experts over h beside a shared one that has a gate of its own, as Qwen's are."""
-    prefix = HF_LAYER + "mlp."
-    params = config.moe_params(
-        config.moe_intermediate_size,
-        normalise=int(config.norm_topk_prob),
-        shared_intermediate=config.shared_expert_intermediate_size,
-    )
-    names = whole(prefix, router="gate.weight", shared_router="shared_expert_gate.weight")
-    names |= whole(prefix, **shared_projections("shared_expert.{part}_proj.weight"))
-    names |= apart(prefix, config.num_experts, **projections("experts.{expert}.{part}_proj.weight"))
-    return moe(params, names, config.hidden_size)
+    def moe(self) -> Op:
+        """Experts over h beside the shared one."""
+        prefix = HF_LAYER + "mlp."
+        params = self.moe_params(
+            self.moe_intermediate_size,
+            normalise=int(self.norm_topk_prob),
+            shared_intermediate=self.shared_expert_intermediate_size,
+        )
+        names = whole(prefix, router="gate.weight", shared_router="shared_expert_gate.weight")
+        names |= whole(prefix, **shared_projections("shared_expert.{part}_proj.weight"))
+        names |= apart(prefix, self.num_experts, **projections("experts.{expert}.{part}_proj.weight"))
+        return moe(params, names, self.hidden_size)

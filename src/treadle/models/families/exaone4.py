@@ -53,10 +53,8 @@ def architecture(config: Exaone4Config) -> Architecture:
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act, reads="x")
 
     def layer(window: int, turns: bool) -> tuple[Op, ...]:
-        changes = {} if turns else {"rotary_dim": 0, "rope_scale": 1.0}
-        params = config.attention_params(
-            window, qk_norm=QKNorm.RMS_PER_HEAD, qk_norm_eps=config.rms_norm_eps, **changes
-        )
+        norms = {"qk_norm": QKNorm.RMS_PER_HEAD, "qk_norm_eps": config.rms_norm_eps}
+        params = config.attention_params(window, rotates=turns, **norms)
         attention = blocks.attention(params, config.rope if turns else None, reads="x")
         return post_norm_layer(config, attention, mlp)
 

@@ -35,7 +35,7 @@ class GlmConfig(BaseGlmConfig):
 
 def attention_and_mlp(config: BaseGlmConfig) -> tuple[Op, Op]:
     params = config.attention_params(rope_style=RopeStyle.INTERLEAVED)
-    attention = blocks.attention(params, config.rope, ("q_bias", "k_bias", "v_bias") * config.attention_bias)
+    attention = blocks.attention(params, config.rope, blocks.QKV_BIASES * config.attention_bias)
     cuts = blocks.fused_gate_up(config.intermediate_size)
     names = {**blocks.MLP, "gate": GATE_UP, "up": GATE_UP}
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act, names=names, gguf_transforms=cuts, hf_transforms=cuts)

@@ -6,13 +6,14 @@ GLM Team 2024, arXiv:2406.12793. Reference: transformers' modeling_glm4.py.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from treadle.models import blocks
-from treadle.models.decoder import decoder
+from treadle.models.decoder import decoder, sandwich_norm_layer
 from treadle.models.families.glm import BaseGlmConfig, attention_and_mlp
 from treadle.models.registry import Family
 from treadle.models.spec import Architecture
+
+NORMS: Final = ("post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,18 +24,7 @@ class Glm4Config(BaseGlmConfig):
 
 
 def architecture(config: Glm4Config) -> Architecture:
-    attention, mlp = attention_and_mlp(config)
-    norm = config.norm
-    layer = (
-        norm.of_layer("attention_norm", "input_layernorm", "attn_norm"),
-        attention,
-        norm.of_layer("post_attention_norm", "post_self_attn_layernorm", "post_attention_norm", reads="h"),
-        blocks.residual(),
-        norm.of_layer("mlp_norm", "post_attention_layernorm", "ffn_norm"),
-        mlp,
-        norm.of_layer("post_mlp_norm", "post_mlp_layernorm", "post_ffw_norm", reads="h"),
-        blocks.residual(),
-    )
+    layer = sandwich_norm_layer(config, *attention_and_mlp(config), hf=NORMS)
     return decoder(config, (layer,) * config.num_hidden_layers)
 
 

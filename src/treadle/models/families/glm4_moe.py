@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from treadle.models import blocks
 from treadle.models.config import Keys, convert, declare
-from treadle.models.deepseek import RoutedConfig, dense_then_sparse, read_groups, scores, switch
+from treadle.models.deepseek import RoutedConfig, dense_then_sparse, scores, switch
 from treadle.models.experts import MAX_EXPERTS
 from treadle.models.registry import Family
 from treadle.models.rope import Rope, partial_rope
@@ -47,8 +47,6 @@ class Glm4MoeConfig(RoutedConfig):
     moe_intermediate_size: int = declare(1408, gguf="expert_feed_forward_length")
     norm_topk_prob: bool = declare(reader=switch("norm_topk_prob", "expert_weights_norm", True))
     sigmoid: bool = declare(reader=scores(sigmoid=True))
-    n_group: int = declare(reader=lambda keys, values: read_groups(keys, "n_group", 1))
-    topk_group: int = declare(reader=lambda keys, values: read_groups(keys, "topk_group", 1))
     attention_bias: bool = declare(False, gguf_tensor="blk.0.attn_q.bias")
     use_qk_norm: bool = declare(False, gguf_tensor="blk.0.attn_q_norm.weight")
 
@@ -57,7 +55,7 @@ def architecture(config: Glm4MoeConfig) -> Architecture:
     params = config.attention_params()
     if config.use_qk_norm:
         params = config.attention_params(qk_norm=QKNorm.RMS_PER_HEAD, qk_norm_eps=config.rms_norm_eps)
-    attention = blocks.attention(params, config.rope, ("q_bias", "k_bias", "v_bias") * config.attention_bias)
+    attention = blocks.attention(params, config.rope, blocks.QKV_BIASES * config.attention_bias)
     return dense_then_sparse(config, attention, gguf_mlp_norm="post_attention_norm")
 
 

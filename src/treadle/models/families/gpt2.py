@@ -20,18 +20,8 @@ from treadle.plan.params import Activation
 
 HF_LAYER: Final = "transformer.h.{layer}."
 TRANSPOSE: Final = (Transform(TransformKind.TRANSPOSE, ()),)
-ATTENTION: Final = {
-    **dict.fromkeys(("q", "k", "v"), ("c_attn.weight", "attn_qkv.weight")),
-    **dict.fromkeys(("q_bias", "k_bias", "v_bias"), ("c_attn.bias", "attn_qkv.bias")),
-    "o": ("c_proj.weight", "attn_output.weight"),
-    "o_bias": ("c_proj.bias", "attn_output.bias"),
-}
-MLP: Final = {
-    "up": ("c_fc.weight", "ffn_up.weight"),
-    "down": ("c_proj.weight", "ffn_down.weight"),
-    "up_bias": ("c_fc.bias", "ffn_up.bias"),
-    "down_bias": ("c_proj.bias", "ffn_down.bias"),
-}
+ATTENTION: Final = blocks.fused_attention_names("c_attn", "c_proj")
+MLP: Final = blocks.plain_mlp_names("c_fc", "c_proj")
 
 
 def read_inner(keys: Keys, values: Mapping[str, Any]) -> int:

@@ -19,20 +19,8 @@ from treadle.plan.ir import Container, Transform, TransformKind
 from treadle.plan.params import Activation
 
 HF_LAYER: Final = "gpt_neox.layers.{layer}."
-QKV: Final = ("query_key_value.weight", "attn_qkv.weight")
-QKV_BIAS: Final = ("query_key_value.bias", "attn_qkv.bias")
-ATTENTION: Final = {
-    **dict.fromkeys(("q", "k", "v"), QKV),
-    **dict.fromkeys(("q_bias", "k_bias", "v_bias"), QKV_BIAS),
-    "o": ("dense.weight", "attn_output.weight"),
-    "o_bias": ("dense.bias", "attn_output.bias"),
-}
-MLP: Final = {
-    "up": ("dense_h_to_4h.weight", "ffn_up.weight"),
-    "down": ("dense_4h_to_h.weight", "ffn_down.weight"),
-    "up_bias": ("dense_h_to_4h.bias", "ffn_up.bias"),
-    "down_bias": ("dense_4h_to_h.bias", "ffn_down.bias"),
-}
+ATTENTION: Final = blocks.fused_attention_names("query_key_value", "dense")
+MLP: Final = blocks.plain_mlp_names("dense_h_to_4h", "dense_4h_to_h")
 CALLED: Final = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 """What the family calls a rope's theta and share where they stand beside its parameters."""
 

@@ -36,7 +36,7 @@ class HeliumConfig(DecoderConfig):
 
 def architecture(config: HeliumConfig) -> Architecture:
     params = config.attention_params(rope_style=RopeStyle.INTERLEAVED)
-    attention = blocks.attention(params, config.rope, ("q_bias", "k_bias", "v_bias") * config.attention_bias)
+    attention = blocks.attention(params, config.rope, blocks.QKV_BIASES * config.attention_bias)
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act, config.mlp_bias)
     return decoder(config, (pre_norm_layer(config, attention, mlp),) * config.num_hidden_layers)
 

@@ -56,8 +56,7 @@ class Lfm2MoeConfig(Lfm2Config):
 
     def check(self, keys: Keys) -> None:
         super().check(keys)
-        if self.num_experts_per_tok > self.num_experts:
-            keys.refuse("num_experts_per_tok", self.num_experts_per_tok, f"at most {self.num_experts}, all experts")
+        experts.check_chosen(keys, self.num_experts_per_tok, self.num_experts)
 
 
 def moe(config: Lfm2MoeConfig) -> Op:

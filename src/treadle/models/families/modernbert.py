@@ -18,12 +18,7 @@ from treadle.models.spec import Architecture, Op, weight
 from treadle.models.windows import first_of_n_full
 from treadle.plan.params import Activation, Pooling
 
-ATTENTION: Final[blocks.SlotNames] = {
-    **dict.fromkeys(("q", "k", "v"), ("attn.Wqkv.weight", "attn_qkv.weight")),
-    **{f"{slot}_bias": ("attn.Wqkv.bias", "attn_qkv.bias") for slot in ("q", "k", "v")},
-    "o": ("attn.Wo.weight", "attn_output.weight"),
-    "o_bias": ("attn.Wo.bias", "attn_output.bias"),
-}
+ATTENTION: Final[blocks.SlotNames] = blocks.fused_attention_names("attn.Wqkv", "attn.Wo")
 MLP: Final[blocks.SlotNames] = {
     **dict.fromkeys(("gate", "up"), ("mlp.Wi.weight", "ffn_up.weight")),
     **{f"{slot}_bias": ("mlp.Wi.bias", "ffn_up.bias") for slot in ("gate", "up")},

@@ -30,7 +30,7 @@ def architecture(config: Qwen2Config) -> Architecture:
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act)
 
     def layer(window: int) -> tuple[Op, ...]:
-        biases = ("q_bias", "k_bias", "v_bias")
+        biases = blocks.QKV_BIASES
         return pre_norm_layer(config, blocks.attention(config.attention_params(window), config.rope, biases), mlp)
 
     return decoder(config, tuple(layer(window) for window in config.windows))

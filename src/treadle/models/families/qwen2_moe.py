@@ -11,14 +11,14 @@ from typing import ClassVar
 from treadle.models import blocks, experts
 from treadle.models.config import declare
 from treadle.models.decoder import decoder, pre_norm_layer
-from treadle.models.experts import MAX_EXPERTS, ExpertsConfig
+from treadle.models.experts import MAX_EXPERTS, GatedSharedConfig
 from treadle.models.registry import Family
 from treadle.models.spec import Architecture, Op
 from treadle.models.windows import even_layers_up_to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen2MoeConfig(ExpertsConfig):
+class Qwen2MoeConfig(GatedSharedConfig):
     MODEL_TYPE: ClassVar[str] = "qwen2_moe"
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("Qwen2MoeForCausalLM",)
     GGUF_ARCHITECTURE: ClassVar[str | None] = "qwen2moe"
@@ -34,11 +34,11 @@ class Qwen2MoeConfig(ExpertsConfig):
 
 
 def architecture(config: Qwen2MoeConfig) -> Architecture:
-    moe = experts.beside_gated_shared(config)
+    moe = config.moe()
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act)
 
     def layer(window: int, sparse: bool) -> tuple[Op, ...]:
-        biases = ("q_bias", "k_bias", "v_bias") if config.qkv_bias else ()
+        biases = blocks.QKV_BIASES if config.qkv_bias else ()
         attention = blocks.attention(config.attention_params(window), config.rope, biases)
         return pre_norm_layer(config, attention, moe if sparse else mlp)
 

@@ -14,7 +14,7 @@ from treadle.models import blocks, experts, mixers
 from treadle.models.blocks import HF_LAYER, Norm
 from treadle.models.config import Keys, convert, declare
 from treadle.models.decoder import decoder, head_dim_or
-from treadle.models.experts import MAX_EXPERTS, ExpertsConfig
+from treadle.models.experts import MAX_EXPERTS, GatedSharedConfig
 from treadle.models.hybrid import Attends, by_layer_types
 from treadle.models.registry import Family
 from treadle.models.rope import Rope, partial_rope
@@ -58,7 +58,7 @@ def read_value_head_dim(keys: Keys, values: Mapping[str, Any]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Qwen3NextConfig(ExpertsConfig):
+class Qwen3NextConfig(GatedSharedConfig):
     MODEL_TYPE: ClassVar[str] = "qwen3_next"
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("Qwen3NextForCausalLM",)
     GGUF_ARCHITECTURE: ClassVar[str | None] = "qwen3next"
@@ -109,7 +109,7 @@ def architecture(config: Qwen3NextConfig) -> Architecture:
         activation=config.hidden_act,
     )
     mixer = mixers.gated_delta_net(delta, HF_LAYER + "linear_attn.")
-    moe, mlp = experts.beside_gated_shared(config), blocks.mlp(config.intermediate_size, config.hidden_act)
+    moe, mlp = config.moe(), blocks.mlp(config.intermediate_size, config.hidden_act)
 
     def layer(attends: bool, sparse: bool) -> tuple[Op, ...]:
         return (

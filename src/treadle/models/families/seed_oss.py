@@ -30,7 +30,7 @@ class SeedOssConfig(DecoderConfig):
 
 
 def architecture(config: SeedOssConfig) -> Architecture:
-    biases = ("q_bias", "k_bias", "v_bias") * config.attention_bias + ("o_bias",) * config.attention_out_bias
+    biases = blocks.QKV_BIASES * config.attention_bias + ("o_bias",) * config.attention_out_bias
     attention = blocks.attention(config.attention_params(), config.rope, biases)
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act, config.mlp_bias)
     layer = pre_norm_layer(config, attention, mlp, gguf_mlp_norm="post_attention_norm")

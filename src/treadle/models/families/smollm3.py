@@ -54,8 +54,8 @@ def architecture(config: SmolLM3Config) -> Architecture:
     mlp = blocks.mlp(config.intermediate_size, config.hidden_act, config.mlp_bias)
 
     def layer(turns: bool) -> tuple[Op, ...]:
-        params = config.attention_params() if turns else config.attention_params(rotary_dim=0, rope_scale=1.0)
-        attention = blocks.attention(params, config.rope if turns else None, biases, gguf_permuted=True)
+        params, rope = config.attention_params(rotates=turns), config.rope if turns else None
+        attention = blocks.attention(params, rope, biases, gguf_permuted=True)
         return pre_norm_layer(config, attention, mlp)
 
     return decoder(config, tuple(layer(turns) for turns in config.turns))

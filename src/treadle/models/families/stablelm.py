@@ -44,7 +44,7 @@ def head_gains(slot: str, heads: int, head_dim: int) -> WeightSpec:
 
 
 def attention_of(config: StableLmConfig, writes: str) -> Op:
-    biases = ("q_bias", "k_bias", "v_bias") if config.use_qkv_bias else ()
+    biases = blocks.QKV_BIASES if config.use_qkv_bias else ()
     if not config.qk_layernorm:
         return blocks.attention(config.attention_params(), config.rope, biases, writes=writes)
     params = config.attention_params(qk_norm=QKNorm.LAYERNORM_PER_HEAD, qk_norm_eps=config.layer_norm_eps)

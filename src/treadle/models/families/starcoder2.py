@@ -16,12 +16,7 @@ from treadle.models.spec import Architecture, Op
 from treadle.models.windows import every_layer
 from treadle.plan.params import Activation
 
-MLP: Final = {
-    "up": ("c_fc.weight", "ffn_up.weight"),
-    "down": ("c_proj.weight", "ffn_down.weight"),
-    "up_bias": ("c_fc.bias", "ffn_up.bias"),
-    "down_bias": ("c_proj.bias", "ffn_down.bias"),
-}
+MLP: Final = blocks.plain_mlp_names("c_fc", "c_proj")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
