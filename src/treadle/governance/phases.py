@@ -14,7 +14,7 @@ from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
 from treadle.governance import runs
 from treadle.governance.ledger import Entry, Evidence, Ledger, Signature
 from treadle.governance.runs import KINDS
-from treadle.governance.sources import Checkout, machine, now
+from treadle.governance.sources import Checkout, machine
 
 RECORDS: Final = "records.jsonl"
 
@@ -166,12 +166,7 @@ def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> list[Sta
         ran = checkout.run(criterion.command)
         ledger.append(
             Evidence(
-                number=0,
-                previous="",
-                date=now(),
-                phase=phase.name,
-                commit=checkout.commit(),
-                tree=trees[criterion.id],
+                **checkout.stamp(trees[criterion.id], phase.name),
                 criterion=criterion.id,
                 command=criterion.command,
                 exit_code=ran.exit_code,
@@ -195,12 +190,7 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
     _refuse(phase, found)
     record = ledger.append(
         Signature(
-            number=0,
-            previous="",
-            date=now(),
-            phase=name,
-            commit=checkout.commit(),
-            tree=checkout.tree(covered(phase)),
+            **checkout.stamp(checkout.tree(covered(phase)), name),
             role=role,
             identity=identity.strip(),
             note=note.strip(),

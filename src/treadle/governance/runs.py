@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from treadle.errors import InvalidFile
 from treadle.governance.ledger import Benchmark, Entry, Evidence, Ledger, Parity
-from treadle.governance.sources import Checkout, machine, now
+from treadle.governance.sources import Checkout, machine
 
 
 class Kind(NamedTuple):
@@ -47,8 +47,9 @@ def evidence(checkout: Checkout, name: Literal["parity", "benchmarks"], tree: st
         raise InvalidFile(f"{checkout.folder / MATRIX}: {error}") from None
     if any(model not in latest for model in wanted):
         return None
-    found = sorted((latest[model] for model in wanted), key=lambda record: (record.tree == tree, record.number))
-    return found[0] if found and found[0].tree != tree else found[-1] if found else None
+    found = sorted((latest[model] for model in wanted), key=lambda record: record.number)
+    stale = [record for record in found if record.tree != tree]
+    return next(iter([*stale, *found[::-1]]), None)
 
 
 def outcome(record: Entry) -> tuple[bool, str]:
@@ -68,12 +69,7 @@ def record_benchmark(checkout: Checkout, report: Mapping[str, Any]) -> Entry:
     """Appends a report of `bench.matrix.run_matrix`. Raises InvalidRecord for changes that are not committed."""
     return ledger_of(checkout, BENCHMARKS).append(
         Benchmark(
-            number=0,
-            previous="",
-            date=now(),
-            phase="",
-            commit=checkout.commit(),
-            tree=checkout.tree(BENCHMARKS.covers),
+            **checkout.stamp(checkout.tree(BENCHMARKS.covers)),
             model=report["name"],
             plan=report["plan"],
             machine=machine(),
@@ -92,12 +88,7 @@ def record_parity(
     identities = [case["identity"] for case in cases if case["identity"] is not None]
     return ledger_of(checkout, PARITY).append(
         Parity(
-            number=0,
-            previous="",
-            date=now(),
-            phase="",
-            commit=checkout.commit(),
-            tree=checkout.tree(PARITY.covers),
+            **checkout.stamp(checkout.tree(PARITY.covers)),
             passed=len(cases) - len(failed),
             failed=failed,
             matrix=hashlib.sha256(matrix).hexdigest(),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import treadle
 from treadle.errors import InvalidRecord, InvalidRequest
@@ -74,6 +74,10 @@ class Checkout:
                 raise
             raise InvalidRequest(f"{missing}: no such path in the commit") from None
         return hashlib.sha256("\n".join(map(" ".join, zip(names, found, strict=True))).encode()).hexdigest()
+
+    def stamp(self, tree: str, phase: str = "") -> dict[str, Any]:
+        """What every record begins with; the ledger numbers and chains it. `tree`: of what the record is about."""
+        return {"number": 0, "previous": "", "date": now(), "phase": phase, "commit": self.commit(), "tree": tree}
 
     def begin(self, paths: Sequence[str]) -> None:
         """Before something is run that a record will be about. Raises InvalidRecord for changes of the paths that are
