@@ -136,26 +136,12 @@ struct PairChain {
                                   F even[R][V], F odd[R][V], Fetch& fetch) {
         int64_t k = 0;
         for (; k + 2 <= steps; k += 2) {
-            add_step<R, V>(a + k, lda, columns, k, even);
+            float_step<R, V>(a + k, lda, columns, k, even);
             fetch.step();
-            add_step<R, V>(a + k + 1, lda, columns, k + 1, odd);
+            float_step<R, V>(a + k + 1, lda, columns, k + 1, odd);
             fetch.step();
         }
-        if (k < steps) add_step<R, V>(a + k, lda, columns, k, even);
-    }
-
-    template <int R, int V, class Columns>
-    TREADLE_INLINE void add_step(const float* a, int64_t lda, const Columns& columns, int64_t k,
-                                 F acc[R][V]) {
-        F b[V];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) b[v] = columns.at(k, v);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const F x = set1(a[r * lda]);
-#pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
-        }
+        if (k < steps) float_step<R, V>(a + k, lda, columns, k, even);
     }
 };
 

@@ -38,6 +38,20 @@ struct ColumnsBf16Pairs {
     }
 };
 
+// acc += column k of a[R rows, lda], which begins there, times the columns' row k.
+template <int R, int V, class Columns>
+TREADLE_INLINE void float_step(const float* a, int64_t lda, const Columns& columns, int64_t k, F acc[R][V]) {
+    F b[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) b[v] = columns.at(k, v);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        const F x = set1(a[r * lda]);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
+    }
+}
+
 struct Nothing {
     TREADLE_METHOD void step() const {}
 };
@@ -48,15 +62,7 @@ TREADLE_INLINE void float_tile(const float* a, int64_t lda, const Columns& colum
                                F acc[R][V], Aside& aside = {}) {
     for (int64_t k = 0; k < depth; ++k) {
         aside.step();
-        F b[V];
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) b[v] = columns.at(k, v);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            F x = set1(a[r * lda + k]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) acc[r][v] = fma(x, b[v], acc[r][v]);
-        }
+        float_step<R, V>(a + k, lda, columns, k, acc);
     }
 }
 
