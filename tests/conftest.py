@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,9 @@ settings.load_profile("treadle")
 
 # Tests pack what they run: a cache of the user's would hide a defect of packing, and be filled with tiny models.
 os.environ["TREADLE_CACHE_LIMIT"] = "0"
+
+# A shell that starts the tests behind ignores Ctrl-C for them, and for all that they start; some of them send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
