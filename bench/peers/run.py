@@ -22,7 +22,7 @@ from treadle.bench.measure import room
 from treadle.bench.points import Limits, Point, Work, add_point_arguments, choose_points
 from treadle.cli.options import NUMERICS
 from treadle.formats import hub
-from treadle.inference.engine import write_synthetic
+from treadle.inference.tools import write_synthetic
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SETTLE_SECONDS = 0.2

@@ -9,7 +9,7 @@ from worker import Job, serve
 import treadle
 from treadle.bench.measure import measure, open_engine
 from treadle.bench.points import Point
-from treadle.inference.engine import DEFAULT_KV_DTYPES
+from treadle.inference.options import DEFAULT_KV_DTYPES
 
 
 class Treadle:

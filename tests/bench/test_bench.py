@@ -13,7 +13,8 @@ from treadle.bench.points import Limits, Measurement, Point, Work, add_point_arg
 from treadle.bench.report import heading, numerics_hint, quantile
 from treadle.errors import TreadleError
 from treadle.inference.cost import Operations, counting
-from treadle.inference.engine import EngineOptions, load
+from treadle.inference.engine import load
+from treadle.inference.options import EngineOptions
 
 LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0, bf16_gop_s=100.0, f32_gop_s=50.0)
 

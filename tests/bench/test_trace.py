@@ -11,7 +11,8 @@ from treadle.bench.trace import chrome_events, run_trace, table
 from treadle.bench.trace_html import page
 from treadle.cli.main import main
 from treadle.errors import InvalidRequest
-from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.engine import describe
+from treadle.inference.options import EngineOptions
 
 MODEL = "synthetic:llama:tiny:q8_0"
 

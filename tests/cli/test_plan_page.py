@@ -8,7 +8,8 @@ from tests import encoders
 
 from treadle.cli.main import main
 from treadle.cli.plan_page import embedded, page
-from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.engine import describe
+from treadle.inference.options import EngineOptions
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from tests import wide
 from tests.cli.command import failure, treadle, treadle_json
 
-from treadle.inference.engine import quantize_file
+from treadle.inference.tools import quantize_file
 
 
 @pytest.fixture(scope="module")

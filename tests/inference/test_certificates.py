@@ -11,9 +11,10 @@ import pytest
 
 from treadle.inference import certificates
 from treadle.inference.certificates import Certificate, CertificateStore, Identity, code_hash
-from treadle.inference.engine import EngineOptions, describe
-from treadle.inference.engine import certificates as store_of_user
+from treadle.inference.engine import describe
+from treadle.inference.home import certificates as store_of_user
 from treadle.inference.llm import LLM
+from treadle.inference.options import EngineOptions
 from treadle.inference.weight_cache import content_name
 
 IDENTITY = Identity(plan="p", kernels="k", backend="cpu", numerics="exact", quantize=None, source="s")

@@ -9,8 +9,9 @@ import pytest
 from treadle.cli.main import main
 from treadle.errors import BackendUnavailable, InvalidRequest, UnsupportedBatchSize, UnsupportedOpcode
 from treadle.inference import backends
-from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.engine import describe
 from treadle.inference.llm import LLM
+from treadle.inference.options import EngineOptions
 from treadle.plan.adapters import AdapterTable
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]

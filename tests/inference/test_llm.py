@@ -17,7 +17,8 @@ from treadle.errors import (
     UnsupportedModel,
 )
 from treadle.inference import engine as engine_module
-from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.engine import describe
+from treadle.inference.options import EngineOptions
 from treadle.plan.context import Counters
 
 PROMPTS = ["the inner theory", "on 12 other", "a", "in the"]

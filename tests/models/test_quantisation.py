@@ -17,7 +17,9 @@ from treadle.cli.options import QUANTISED
 from treadle.errors import InvalidFile, InvalidRequest, InvalidWeights, UnsupportedModel
 from treadle.formats.gguf import GGUFFile
 from treadle.formats.tokenizer import Tokenizer
-from treadle.inference.engine import EngineOptions, describe, quantize_file
+from treadle.inference.engine import describe
+from treadle.inference.options import EngineOptions
+from treadle.inference.tools import quantize_file
 from treadle.models.compile import MATRIX_DTYPES
 from treadle.models.quantisation import QUANTISED_TYPES, TABLE_TYPE
 from treadle.plan.ir import DType

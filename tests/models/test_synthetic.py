@@ -8,8 +8,9 @@ import pytest
 
 from treadle.errors import UnsupportedModel
 from treadle.formats.gguf import GGUFFile
-from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.engine import describe
 from treadle.inference.llm import LLM
+from treadle.inference.options import EngineOptions
 from treadle.models.export_synthetic import write_synthetic
 from treadle.models.synthetic import synthetic_tensors
 

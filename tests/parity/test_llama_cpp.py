@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests import tiny
 
-from treadle.inference.engine import quantize_file
 from treadle.inference.llm import LLM
+from treadle.inference.tools import quantize_file
 from treadle.parity import compare, oracle
 from treadle.parity.matrix import read_matrix
 from treadle.parity.run import random_prompts

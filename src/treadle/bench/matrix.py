@@ -15,7 +15,8 @@ from treadle.bench.compare import Budgets
 from treadle.bench.points import Point, choose_points
 from treadle.bench.report import run_bench
 from treadle.errors import InvalidFile, InvalidRequest
-from treadle.inference.engine import EngineOptions, describe
+from treadle.inference.engine import describe
+from treadle.inference.options import EngineOptions
 
 FILE: Final = "benchmarks.toml"
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from treadle.bench.points import Measurement, Point, Work, for_encoder
 from treadle.errors import InvalidRequest
 from treadle.inference.encoder import Tokens
-from treadle.inference.engine import Engine, EngineOptions, describe, load
+from treadle.inference.engine import describe, load
+from treadle.inference.loaded import Engine
+from treadle.inference.options import EngineOptions
 from treadle.inference.request import SamplingParams
 
 if TYPE_CHECKING:

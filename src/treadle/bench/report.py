@@ -11,8 +11,10 @@ from treadle.bench.measure import LEAD, measure, open_engine, room
 from treadle.bench.points import Limits, Measurement, Point, for_encoder
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
-from treadle.inference.engine import Engine, EngineOptions, describe
+from treadle.inference.engine import describe
+from treadle.inference.loaded import Engine
 from treadle.inference.memory import peak_rss_bytes
+from treadle.inference.options import EngineOptions
 
 COUNTED_PROMPT = 32
 """Counted runs are not timed, so short ones do: two sequences of as many tokens and a few more."""

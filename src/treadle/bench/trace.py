@@ -10,7 +10,9 @@ from treadle.bench.points import Limits, Point, Work
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
 from treadle.inference.encoder import Tokens
-from treadle.inference.engine import Engine, EngineOptions, OpCost, describe
+from treadle.inference.engine import describe
+from treadle.inference.loaded import Engine, OpCost
+from treadle.inference.options import EngineOptions
 from treadle.inference.request import SamplingParams
 
 PROMPT_ROWS: Final = 512

@@ -73,7 +73,7 @@ def _model(options: argparse.Namespace) -> str:
 
 
 def _write(model: str, path: str) -> int:
-    from treadle.inference.engine import write_synthetic
+    from treadle.inference.tools import write_synthetic
 
     written = write_synthetic(model, path)
     print(f"{written}: {human_bytes(written.stat().st_size)}")

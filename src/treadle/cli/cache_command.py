@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from treadle.cli.figures import human_bytes
 
 if TYPE_CHECKING:
-    from treadle.inference.engine import CachedWeights
+    from treadle.inference.weight_cache import CachedWeights
 
 DESCRIPTION = """\
 Packed weights are kept under $TREADLE_HOME/weights (default: ~/.cache/treadle/weights), so that the next start of a
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    from treadle.inference.engine import weight_cache
+    from treadle.inference.home import weight_cache
 
     cache = weight_cache()
     entries = cache.clear() if options.action == "clear" else cache.entries()

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from treadle.inference.engine import EngineInfo
+    from treadle.inference.loaded import EngineInfo
 
 
 def ran_on(info: "EngineInfo") -> dict[str, str | None]:

@@ -21,7 +21,7 @@ def execute(options: argparse.Namespace) -> int:
     import msgspec
 
     from treadle.errors import InvalidRequest
-    from treadle.inference.engine import onboard
+    from treadle.inference.tools import onboard
 
     out: Path | None = options.out
     if out is not None and out.exists() and not options.force:

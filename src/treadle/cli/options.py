@@ -4,8 +4,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treadle.inference.engine import EngineOptions
     from treadle.inference.llm import LLM
+    from treadle.inference.options import EngineOptions
     from treadle.inference.request import SamplingParams
 
 
@@ -147,7 +147,7 @@ def engine_options(options: argparse.Namespace) -> "EngineOptions":
         from treadle.cli.pull_command import pull_if_missing
 
         pull_if_missing(options.model)
-    from treadle.inference.engine import EngineOptions
+    from treadle.inference.options import EngineOptions
 
     return EngineOptions(**given(options, ENGINE_FIELDS))
 

@@ -11,7 +11,7 @@ from treadle.cli.options import add_engine_options, engine_options
 from treadle.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from treadle.inference.engine import Description
+    from treadle.inference.loaded import Description
 
 MEMORY_ROWS = {
     "weights_bytes": "weights, packed",

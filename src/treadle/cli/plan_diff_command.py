@@ -46,7 +46,8 @@ def execute(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     import msgspec
 
-    from treadle.inference.engine import EngineOptions, plan_data, plan_differences
+    from treadle.inference.options import EngineOptions
+    from treadle.inference.tools import plan_data, plan_differences
 
     if options.model is None:
         chosen = EngineOptions(backend="reference", family_file=options.family_file, max_num_seqs=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treadle.inference.engine import Description
+    from treadle.inference.loaded import Description
 
 
 def page(description: "Description") -> str:

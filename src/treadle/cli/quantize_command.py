@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     import msgspec
 
-    from treadle.inference.engine import quantize_file
+    from treadle.inference.tools import quantize_file
 
     with progress_line(str(options.target), quiet=options.json) as progress:
         report = quantize_file(

@@ -15,10 +15,13 @@ from treadle.errors import Cancelled, InvalidRequest, StateExhausted
 from treadle.inference.backends.base import Numerics
 from treadle.inference.core import Stats
 from treadle.inference.encoder import Tokens
-from treadle.inference.engine import Engine, EngineInfo, EngineOptions, MemoryQuote, Text, load
-from treadle.inference.executor import Progress
+from treadle.inference.engine import load
+from treadle.inference.executor import MemoryQuote, Progress
 from treadle.inference.inspection import Inspector
 from treadle.inference.interrupt import InterruptGuard
+from treadle.inference.loaded import Engine, EngineInfo
+from treadle.inference.model_text import ModelText
+from treadle.inference.options import EngineOptions
 from treadle.inference.request import CompletionOutput, Request, RequestOutput, SamplingParams
 from treadle.inference.sinks import AllLogits, LogitSink, NextTokenScores
 from treadle.plan.ir import ModelPlans
@@ -239,7 +242,7 @@ class LLM:
         return self._loaded
 
     @property
-    def _text(self) -> Text:
+    def _text(self) -> ModelText:
         if self._engine.text is None:
             raise InvalidRequest("this checkpoint has no tokenizer: give prompt_token_ids")
         return self._engine.text

@@ -10,7 +10,7 @@ from typing import Final
 from treadle import __version__
 from treadle.errors import InvalidRequest
 from treadle.inference.certificates import Certificate
-from treadle.inference.engine import certificates
+from treadle.inference.home import certificates
 from treadle.parity.matrix import Defaults
 from treadle.parity.outputs import LEAST_ID, encodes
 from treadle.parity.run import CaseReport, Setting, Subject, load_oracle, random_prompts, run_subject

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from treadle.errors import BackendUnavailable, InvalidRequest, TreadleError
 from treadle.inference.certificates import Identity
-from treadle.inference.engine import weight_cache
+from treadle.inference.home import weight_cache
 from treadle.inference.llm import LLM
 from treadle.inference.weight_cache import content_name
 from treadle.parity.compare import agreement, noise, relative_error, retrieval
