@@ -9,7 +9,6 @@ from worker import Job, serve
 import treadle
 from treadle.bench.measure import measure, open_engine
 from treadle.bench.points import Point
-from treadle.inference.options import DEFAULT_KV_DTYPES
 
 
 class Treadle:
@@ -19,8 +18,8 @@ class Treadle:
             job.model, threads=job.threads, numerics=numerics, max_batch=job.max_batch, max_length=job.max_length
         )
         self.version = f"treadle {treadle.__version__}"
-        kv_dtype = DEFAULT_KV_DTYPES[numerics]
-        self.ran = f"{Path(job.model).name}, {self.engine.info.isa}, {numerics}, keys and values {kv_dtype}"
+        how = f"{self.engine.info.isa}, {numerics}, keys and values {self.engine.kv_dtype}"
+        self.ran = f"{Path(job.model).name}, {how}"
 
     def measure(self, **point: Any) -> dict[str, Any]:
         found = measure(self.engine, Point(**point))

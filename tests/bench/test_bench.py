@@ -10,11 +10,13 @@ from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
 from treadle.bench.measure import measure, open_engine, room
 from treadle.bench.points import Limits, Measurement, Point, Work, add_point_arguments, choose_points
-from treadle.bench.report import heading, numerics_hint, quantile
+from treadle.bench.report import heading, numerics_hint, quantile, run_bench
+from treadle.bench.trace import run_trace
 from treadle.errors import TreadleError
 from treadle.inference.cost import Operations, counting
 from treadle.inference.engine import load
 from treadle.inference.options import EngineOptions
+from treadle.models.checkpoint import Checkpoint
 
 LIMITS = Limits(read_gb_s=10.0, int8_gop_s=200.0, bf16_gop_s=100.0, f32_gop_s=50.0)
 
@@ -247,6 +249,38 @@ def test_a_float_model_is_measured_as_it_is_quantised():
     assert quantised["weights"]["packed_bytes"] < 0.4 * plain["weights"]["packed_bytes"]
     assert quantised["load"]["quoted_bytes"] < plain["load"]["quoted_bytes"]
     assert "quantised to q4_0)" in heading(quantised)
+
+
+def test_how_keys_and_values_are_kept_is_chosen_and_told(roomy):
+    options = ("--repeat", 1, "--points", "decode,load", "--depths", 128)
+    plain, narrow = treadle_json("bench", roomy, *options), treadle_json("bench", roomy, *options, "--kv-dtype", "f32")
+    assert (plain["kv_dtype"], narrow["kv_dtype"]) == ("f16", "f32")
+    assert narrow["load"]["quoted_bytes"] > plain["load"]["quoted_bytes"]
+    assert "fast, keys and values f32)" in heading(narrow)
+
+
+def test_of_what_keeps_no_keys_none_is_told():
+    options = EngineOptions(threads=1)
+    report = run_bench(
+        "synthetic:mamba2:tiny:q8_0", (Point("prefill", 8, 1, 0),), options, load=False, repeat=1, say=len
+    )
+    assert report["kv_dtype"] is None
+    assert "keys" not in heading(report)
+
+
+def test_a_plan_is_compiled_once(roomy, tmp_path, monkeypatch):
+    """The sizes are chosen once the plan is there, of a model that generates and of an encoder."""
+    from tests import encoders
+
+    compiled = []
+    compile_plans = Checkpoint.compile
+    monkeypatch.setattr(Checkpoint, "compile", lambda *args: compiled.append(args) or compile_plans(*args))
+    options = EngineOptions(threads=1, numerics="exact")
+    for model in (str(roomy), str(encoders.save("bert", tmp_path))):
+        prefill = Point("prefill", 8, 1, 0)
+        run_bench(model, (prefill,), options, load=False, repeat=1, say=len)
+        run_trace(model, prefill, options, repeat=1, say=len)
+    assert len(compiled) == 4
 
 
 def test_a_synthetic_model_is_written_to_a_file_that_is_measured_alike(tmp_path):

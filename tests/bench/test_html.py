@@ -25,8 +25,8 @@ POINTS = [
     point("decode", 64, 8, 128, 1000.0),
 ]
 REPORT = {
-    "model": "<some & model>", "backend": "cpu", "isa": "plain", "threads": 2, "numerics": "fast", "quantize": None,
-    "points": POINTS, "left_out": ["prefill 9999"],
+    "model": "<some & model>", "backend": "cpu", "isa": "plain", "threads": 2, "numerics": "fast",
+    "kv_dtype": "q8_0", "quantize": None, "points": POINTS, "left_out": ["prefill 9999"],
     "limits": {"read_gb_s": 1.0, "int8_gop_s": 2.0, "bf16_gop_s": 2.5, "f32_gop_s": 3.0}, "load": None,
     "weights": {"packed_bytes": 1e6, "read_bytes_per_step": 1e6},
     "memory": {"quoted_bytes": 1e6, "peak_rss_bytes": 2e6}, "per_slot_fallbacks": 0, "fallback": "no <swiglu>",

@@ -18,8 +18,7 @@ MODEL = "synthetic:llama:tiny:q8_0"
 
 
 def traced(point, **options):
-    settings = {"threads": 1, "numerics": "fast", "quantize": None, "repeat": 3, **options}
-    return run_trace(MODEL, point, say=lambda text: None, **settings)
+    return run_trace(MODEL, point, EngineOptions(threads=1, **options), repeat=3, say=lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +58,17 @@ def test_the_work_of_a_decode_step(decode):
     assert attention["bytes"] - 2 * 17 * state < 1.2 * projections  # a byte and scales for each weight
 
 
+def test_how_keys_and_values_are_kept_is_chosen_and_told(decode):
+    """By hand: 2 sequences with 17 keys each; q8_0 keeps 32 elements in 34 bytes."""
+    q8_0 = traced(Point("decode", 1, 2, 16), kv_dtype="q8_0", quantize=None)
+    assert (decode["kv_dtype"], q8_0["kv_dtype"]) == ("f16", "q8_0")
+    wide, narrow = (next(op for op in r["ops"] if "multihead_attention" in op["name"]) for r in (decode, q8_0))
+    elements = 2 * 17 * 2 * 2 * 64  # sequences, keys, keys and values, heads, columns of a head
+    assert wide["bytes"] - narrow["bytes"] == elements * 2 - elements * 34 // 32
+    for shown in (table(q8_0), page(q8_0)):
+        assert "1 threads, fast, keys and values q8_0" in shown
+
+
 def test_a_prefill_reads_weights_once_and_calculates_for_every_row():
     one, many = traced(Point("prefill", 8, 1, 0)), traced(Point("prefill", 64, 1, 0))
     mlp = [next(op for op in report["ops"] if "swiglu" in op["name"]) for report in (one, many)]
@@ -77,15 +87,14 @@ def test_a_text_of_an_encoder_is_a_step(tmp_path):
     from tests import encoders
 
     path = str(encoders.save("bert", tmp_path))
-    report = run_trace(
-        path, Point("prefill", 24, 2, 0), threads=1, numerics="exact", quantize=None, repeat=2, say=lambda text: None
-    )
+    exact = EngineOptions(threads=1, numerics="exact")
+    report = run_trace(path, Point("prefill", 24, 2, 0), exact, repeat=2, say=lambda text: None)
     assert (report["point"], report["steps"], len(report["ops"])) == ("encode 24 x 2", 2, 2 + 6 * 3 + 1)
     attention = next(op for op in report["ops"] if "multihead_attention" in op["name"])
     assert attention["operations"] == 48 * (4 * 2 * 64 * 64 + 2 * 2 * 64 * 24)
     assert {op["layer"] for op in report["ops"]} == {-1, 0, 1, 2}
     with pytest.raises(InvalidRequest, match="encode of 600 tokens is more than one step"):
-        run_trace(path, Point("prefill", 60, 10, 0), threads=1, numerics="exact", quantize=None, repeat=2, say=len)
+        run_trace(path, Point("prefill", 60, 10, 0), exact, repeat=2, say=len)
 
 
 def test_what_is_written(decode):
@@ -116,8 +125,8 @@ def test_what_is_written(decode):
 def test_the_command(tmp_path, capsys):
     html, chrome = tmp_path / "a.html", tmp_path / "a.json"
     options = ["--decode", "8", "--repeat", "2", "--threads", "1", "--html", str(html), "--chrome", str(chrome)]
-    assert main(["trace", MODEL, *options, "--json"]) == 0
+    assert main(["trace", MODEL, *options, "--kv-dtype", "bf16", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["steps"] == 2 and told["point"] == "decode at 8"
+    assert told["steps"] == 2 and told["point"] == "decode at 8" and told["kv_dtype"] == "bf16"
     assert html.read_text().startswith("<!DOCTYPE html>")
     assert len(json.loads(chrome.read_text())["traceEvents"]) == 2 + len(told["ops"])

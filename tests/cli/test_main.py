@@ -6,11 +6,15 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.cli.command import TREADLE, failure, treadle
 
+from treadle.cli import options
 from treadle.cli.main import COMMANDS
+from treadle.inference.backends.base import Numerics
+from treadle.inference.options import KV_DTYPES
 
 
 def test_help_names_every_command_quickly():
@@ -34,6 +38,11 @@ def test_help_loads_nothing_heavy():
     heavy = {"numpy", "rich", "tokenizers", "jinja2", "msgspec", "argparse", "treadle._native", "prompt_toolkit"}
     assert "treadle.cli.main" in loaded
     assert not heavy & set(loaded)
+
+
+def test_what_options_take_is_what_an_engine_takes():
+    assert get_args(Numerics) == options.NUMERICS
+    assert tuple(KV_DTYPES) == options.KV_DTYPES
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -119,11 +119,9 @@ def _measured(model: Model, threads: int | None, numerics: str, repeat: int) -> 
     report = run_bench(
         model.source,
         model.points(),
+        EngineOptions(threads=threads, numerics=numerics, quantize=model.quantize),  # type: ignore[arg-type]
         load=model.load,
-        threads=threads,
-        numerics=numerics,
         repeat=repeat,
-        quantize=model.quantize,
         say=lambda text: None,
     )
     return {"name": model.name, "kind": model.kind, **report}

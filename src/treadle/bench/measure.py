@@ -2,8 +2,8 @@
 
 import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from treadle.bench.points import Measurement, Point, Work, for_encoder
 from treadle.errors import InvalidRequest
@@ -31,28 +31,25 @@ def open_engine(
     max_batch: int,
     max_length: int,
     tokens: int | None = None,
-    quantize: str | None = None,
-    backend: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """The model with room for ``max_batch`` sequences, each of up to ``max_length`` tokens, together ``tokens``.
-
-    ``backend``: options of EngineOptions that choose one. Raises InvalidRequest if the model's context is shorter, and
-    whatever `load` raises.
-    """
-    options = EngineOptions(
-        threads=threads,
-        numerics=numerics,  # type: ignore[arg-type]
-        quantize=quantize,
-        max_num_seqs=max_batch,
-        max_model_len=max_length + LEAD,
-        state_tokens=(tokens or max_batch * max_length) + max_batch * (LEAD + PAGE),
-        **(backend or {}),
-    )
+    """The model with room as `sizes` makes it. Raises InvalidRequest if the model's context is shorter, and whatever
+    `load` raises."""
+    options = EngineOptions(threads=threads, numerics=numerics, **sizes(max_batch, max_length, tokens))  # type: ignore[arg-type]
     return load(model, options)
 
 
+def sizes(max_batch: int, max_length: int, tokens: int | None = None) -> dict[str, int]:
+    """Options of an engine with room for ``max_batch`` sequences, each of up to ``max_length`` tokens, together
+    ``tokens``."""
+    return {
+        "max_num_seqs": max_batch,
+        "max_model_len": max_length + LEAD,
+        "state_tokens": (tokens or max_batch * max_length) + max_batch * (LEAD + PAGE),
+    }
+
+
 def room(points: Sequence[Point]) -> dict[str, int]:
-    """What `open_engine` must make room for to run each of the points."""
+    """What `sizes` must make room for to run each of the points."""
     return {
         "max_batch": max(point.batch for point in points),
         "max_length": max(point.length for point in points),

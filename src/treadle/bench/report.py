@@ -1,17 +1,19 @@
 """A whole bench run, its JSON and its table."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+import msgspec
+
 from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
-from treadle.bench.measure import LEAD, measure, open_engine, room
+from treadle.bench.measure import LEAD, measure, room, sizes
 from treadle.bench.points import Limits, Measurement, Point, for_encoder
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
-from treadle.inference.engine import describe
+from treadle.inference.engine import load as load_engine
 from treadle.inference.loaded import Engine
 from treadle.inference.memory import peak_rss_bytes
 from treadle.inference.options import EngineOptions
@@ -25,32 +27,35 @@ WARM_UP_TOKENS = 512
 def run_bench(
     model: str,
     points: Sequence[Point],
+    options: EngineOptions,
     *,
     load: bool,
-    threads: int | None,
-    numerics: str,
-    quantize: str | None,
     repeat: int,
     say: Callable[[str], None],
-    backend: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every point ``repeat`` times, in turns, the limits probed in each turn; medians of the points.
 
-    ``load``: also starts fresh processes, from which the time to the first token is taken. A limit is the best its
-    probe saw: other work on the machine can only lower what a probe sees. Points longer than the model's context are
-    left out, and listed; those of an encoder are `points.for_encoder`'s. ``say`` is told what is under way;
-    ``backend``: options of EngineOptions that choose one. Raises InvalidRequest where nothing is left to measure.
+    ``options``: their sizes are chosen here. ``load``: also starts fresh processes, from which the time to the first
+    token is taken. A limit is the best its probe saw: other work on the machine can only lower what a probe sees.
+    Points longer than the model's context are left out, and listed; those of an encoder are `points.for_encoder`'s.
+    ``say`` is told what is under way. Raises InvalidRequest where nothing is left to measure.
     """
-    fitting, left_out, encodes = _split(model, points, numerics, backend or {})
-    if not fitting and not load:
-        raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
+
+    def space(positions: int, encodes: bool) -> dict[str, int]:
+        fitting, _ = _split(points, positions, encodes)
+        if not fitting and not load:
+            raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
+        return room([*fitting, Point("decode", 4, 2, COUNTED_PROMPT)])
+
     say("loading")
-    space = room([*fitting, Point("decode", 4, 2, COUNTED_PROMPT)])
-    engine = open_engine(model, threads=threads, numerics=numerics, quantize=quantize, backend=backend, **space)
+    engine = load_engine(model, options, sizing=lambda positions, encodes: sizes(**space(positions, encodes)))
+    positions, encodes = engine.plans.facts.max_positions, engine.encoder is not None
+    fitting, left_out = _split(points, positions, encodes)
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
     starts: list[dict[str, float]] = []
-    measure(engine, Point("encode" if encodes else "prefill", min(WARM_UP_TOKENS, space["max_length"]), 1, 0))
+    longest = space(positions, encodes)["max_length"]
+    measure(engine, Point("encode" if encodes else "prefill", min(WARM_UP_TOKENS, longest), 1, 0))
     for turn in range(repeat):
         say(f"probing the machine's limits, {turn + 1} of {repeat}")
         probes.append(probe_limits(engine.info.threads, engine.cost.weight_bytes))
@@ -61,8 +66,7 @@ def run_bench(
         runs.append(row)
         if load:
             say(f"first token of a fresh process, {turn + 1} of {repeat}")
-            options = {"threads": engine.info.threads, "numerics": numerics, "quantize": quantize, **(backend or {})}
-            starts.append(cold_start(model, options))
+            starts.append(cold_start(model, {**msgspec.structs.asdict(options), "threads": engine.info.threads}))
     say("counting")
     counted = _counted(engine)
     limits = Limits.best(probes)
@@ -73,7 +77,8 @@ def run_bench(
         "isa": engine.info.isa,
         "threads": engine.info.threads,
         "numerics": engine.info.numerics,
-        "quantize": quantize,
+        "kv_dtype": engine.kv_dtype,
+        "quantize": options.quantize,
         "points": [_point(list(column), limits) for column in zip(*runs, strict=True)],
         "left_out": [point.label for point in left_out],
         "limits": limits.rounded(),
@@ -110,15 +115,11 @@ def _count(engine: Engine, name: str, tokens: int, batch: int) -> tuple[int, int
     return sum(found.dispatches.values()), found.launches, found.planned_bytes, found.per_slot_fallbacks
 
 
-def _split(
-    model: str, points: Sequence[Point], numerics: str, backend: Mapping[str, Any]
-) -> tuple[list[Point], list[Point], bool]:
-    """Those that fit the model's positions, those that do not, and whether it is an encoder."""
-    plans = describe(model, EngineOptions(numerics=numerics, **backend)).plans  # type: ignore[arg-type]
-    encodes = plans.encode is not None
+def _split(points: Sequence[Point], positions: int, encodes: bool) -> tuple[list[Point], list[Point]]:
+    """Those that fit the model's positions, and those that do not."""
     found = for_encoder(points) if encodes else points
-    longest = plans.facts.max_positions - LEAD
-    return [p for p in found if p.length <= longest], [p for p in found if p.length > longest], encodes
+    longest = positions - LEAD
+    return [p for p in found if p.length <= longest], [p for p in found if p.length > longest]
 
 
 def _weights(engine: Engine) -> dict[str, int]:
@@ -184,11 +185,18 @@ def label(point: dict[str, Any]) -> str:
 
 
 def heading(report: dict[str, Any]) -> str:
-    how = f"{report['isa']}, {report['threads']} threads, {report['numerics']}"
-    if report["quantize"]:
-        how += f", quantised to {report['quantize']}"
     instead = f", the fallback: {report['fallback']}" if report["fallback"] else ""
-    return f"{report['model']} on {report['backend']} ({how}){instead}"
+    return f"{report['model']} on {report['backend']} ({settings(report)}){instead}"
+
+
+def settings(report: dict[str, Any]) -> str:
+    """What calculates, in which types."""
+    found = [report["isa"], f"{report['threads']} threads", report["numerics"]]
+    if report["kv_dtype"]:
+        found.append(f"keys and values {report['kv_dtype']}")
+    if report["quantize"]:
+        found.append(f"quantised to {report['quantize']}")
+    return ", ".join(found)
 
 
 def numerics_hint(report: dict[str, Any]) -> list[str]:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from treadle.bench.limits import probe_limits
-from treadle.bench.measure import LEAD, open_engine, random_prompts
+from treadle.bench.measure import LEAD, random_prompts, sizes
 from treadle.bench.points import Limits, Point, Work
+from treadle.bench.report import settings
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
 from treadle.inference.encoder import Tokens
-from treadle.inference.engine import describe
+from treadle.inference.engine import load
 from treadle.inference.loaded import Engine, OpCost
 from treadle.inference.options import EngineOptions
 from treadle.inference.request import SamplingParams
@@ -22,28 +23,25 @@ PROMPT_ROWS: Final = 512
 def run_trace(
     model: str,
     point: Point,
+    options: EngineOptions,
     *,
-    threads: int | None,
-    numerics: str,
-    quantize: str | None,
     repeat: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The step of a point, a whole prefill or one decode step behind its prompts: medians over `repeat` runs.
 
     Of an encoder a text, or several, of as many tokens as the point has or comes after. An op of the backend may stand
-    for several instructions; its cost is theirs together. Raises InvalidRequest for what is more than one step.
+    for several instructions; its cost is theirs together. `options`: their sizes are chosen here. Raises InvalidRequest
+    for what is more than one step.
     """
-    if describe(model, EngineOptions()).plans.encode is not None:
-        point = Point("encode", point.prompt or point.tokens, point.batch, 0)
-    if point.name != "decode" and point.batch * point.tokens > PROMPT_ROWS:
-        tokens = point.batch * point.tokens
-        raise InvalidRequest(f"{point.name} of {tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
+
+    def sizing(positions: int, encodes: bool) -> dict[str, int]:
+        asked = _one_step(point, encodes)
+        return sizes(asked.batch, (asked.prompt or asked.tokens) + (0 if encodes else repeat + LEAD))
+
     say("loading")
-    length = (point.prompt or point.tokens) + (0 if point.name == "encode" else repeat + LEAD)
-    engine = open_engine(
-        model, threads=threads, numerics=numerics, quantize=quantize, max_batch=point.batch, max_length=length
-    )
+    engine = load(model, options, sizing=sizing)
+    point = _one_step(point, engine.encoder is not None)
     say("probing the machine's limits")
     limits = probe_limits(engine.info.threads, engine.cost.weight_bytes)
     say(point.label)
@@ -58,6 +56,8 @@ def run_trace(
         "isa": engine.info.isa,
         "threads": engine.info.threads,
         "numerics": engine.info.numerics,
+        "kv_dtype": engine.kv_dtype,
+        "quantize": options.quantize,
         "point": point.label,
         "steps": len(runs),
         "limits": limits.rounded(),
@@ -65,6 +65,16 @@ def run_trace(
         "groups": _groups(ops, found, point, limits),
         "ops": found,
     }
+
+
+def _one_step(point: Point, encodes: bool) -> Point:
+    """The point, or a text of an encoder in its place. Raises InvalidRequest for what is more than one step."""
+    if encodes:
+        point = Point("encode", point.prompt or point.tokens, point.batch, 0)
+    tokens = point.batch * point.tokens
+    if point.name != "decode" and tokens > PROMPT_ROWS:
+        raise InvalidRequest(f"{point.name} of {tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
+    return point
 
 
 def _steps(engine: Engine, point: Point, repeat: int) -> Iterator[list[int]]:
@@ -176,8 +186,8 @@ def table(report: dict[str, Any], *, every: bool = False) -> str:
     """For people: ops that are alike together, or every op."""
     limits = report["limits"]
     lines = [
-        f"{report['model']} on {report['backend']} ({report['isa']}, {report['threads']} threads, "
-        f"{report['numerics']}): {report['point']}, a step of {report['step_ms']:.3f} ms (median of {report['steps']})",
+        f"{report['model']} on {report['backend']} ({settings(report)}): {report['point']}, a step of "
+        f"{report['step_ms']:.3f} ms (median of {report['steps']})",
         f"limits: read {limits['read_gb_s']:.1f} GB/s, int8 {limits['int8_gop_s']:.0f}, "
         f"bf16 {limits['bf16_gop_s']:.0f}, f32 {limits['f32_gop_s']:.0f} GOP/s",
         "",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.bench.html import STYLE
+from treadle.bench.report import settings
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 860, 420, 64, 44, 24, 60
 """Of the plot, in pixels."""
@@ -29,7 +30,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
 def page(report: dict[str, Any]) -> str:
     """The whole document."""
     title = escape(f"{report['model']}: {report['point']}, {report['step_ms']:.3f} ms a step")
-    how = escape(f"{report['backend']}, {report['isa']}, {report['threads']} threads, {report['numerics']}")
+    how = escape(f"{report['backend']}, {settings(report)}")
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{PLOT_STYLE}{STYLE}</style></head><body><h1>{title}</h1><p class='note'>{how}; "

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from treadle.bench.points import add_point_arguments, choose_points
 from treadle.cli.figures import human_bytes
-from treadle.cli.options import BACKEND_FIELDS, NUMERICS, add_backend_options, add_quantize_option, given, positive
+from treadle.cli.options import (
+    BACKEND_FIELDS,
+    NUMERIC_FIELDS,
+    add_backend_options,
+    add_numeric_options,
+    given,
+    positive,
+)
 from treadle.cli.status_line import status_line
 from treadle.errors import InvalidRequest
 
@@ -22,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--write", metavar="FILE.gguf", help="write the synthetic model to a file, and measure nothing")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
-    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
-    parser.add_argument("--numerics", choices=NUMERICS, default="fast", help="default: %(default)s")
-    add_quantize_option(parser)
+    add_numeric_options(parser)
     add_backend_options(parser)
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="runs a point (default: %(default)s)")
     add_point_arguments(parser)
@@ -41,18 +46,16 @@ def execute(options: argparse.Namespace) -> int:
 
         pull_if_missing(model)
     from treadle.bench.report import run_bench, table
+    from treadle.inference.options import EngineOptions
 
     with status_line() as say:
         report = run_bench(
             model,
             choose_points(options.points, options.lengths, options.depths, options.batches),
+            EngineOptions(**given(options, (*BACKEND_FIELDS, *NUMERIC_FIELDS))),
             load="load" in options.points,
-            threads=options.threads,
-            numerics=options.numerics,
-            quantize=options.quantize,
             repeat=options.repeat,
             say=say,
-            backend=given(options, BACKEND_FIELDS),
         )
     if options.html:
         from treadle.bench.html import write_page

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 QUANTISED = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 NUMERICS = ("fast", "bf16", "exact")
 """As in inference/backends/base.py, for the same reason."""
+KV_DTYPES = ("f32", "f16", "bf16", "q8_0")
+"""As in inference/options.py, for the same reason."""
 
 
 def positive(text: str) -> int:
@@ -42,14 +44,7 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     parser.add_argument("model", help="a name `treadle models` lists, a .gguf file, a model folder or a hub id")
     parser.add_argument("--pull", action="store_true", help="fetch the model first if it is not in the cache")
     add_backend_options(parser)
-    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
-    parser.add_argument(
-        "--numerics",
-        choices=NUMERICS,
-        default="fast",
-        help="fast: int8 activations on quantised weights; bf16: bf16 ones on weights rounded to bf16; "
-        "exact: f32 ones on dequantised values (default: %(default)s)",
-    )
+    add_numeric_options(parser)
     if sizes:
         parser.add_argument("--max-model-len", type=positive, metavar="N", help="tokens of the longest sequence")
         parser.add_argument("--max-num-seqs", type=positive, metavar="N", help="sequences in one step")
@@ -59,14 +54,8 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     else:
         parser.set_defaults(max_model_len=None, max_num_seqs=None, state_tokens=None)
     parser.add_argument(
-        "--kv-dtype",
-        choices=("f32", "f16", "bf16", "q8_0"),
-        help="of keys and values; q8_0 takes half of f16 (default: f16, with --numerics bf16 bf16, with exact f32)",
-    )
-    parser.add_argument(
         "--family-file", metavar="FILE", help="a Python file that describes the model's family (see treadle onboard)"
     )
-    add_quantize_option(parser)
     parser.add_argument(
         "--disable-fusion",
         action="append",
@@ -81,7 +70,24 @@ def add_engine_options(parser: argparse.ArgumentParser, *, sizes: bool = True) -
     )
 
 
-def add_quantize_option(parser: argparse.ArgumentParser) -> None:
+NUMERIC_FIELDS = ("threads", "numerics", "kv_dtype", "quantize")
+
+
+def add_numeric_options(parser: argparse.ArgumentParser) -> None:
+    """What is calculated in which types, and by how many threads; by the names of NUMERIC_FIELDS in EngineOptions."""
+    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
+    parser.add_argument(
+        "--numerics",
+        choices=NUMERICS,
+        default="fast",
+        help="fast: int8 activations on quantised weights; bf16: bf16 ones on weights rounded to bf16; "
+        "exact: f32 ones on dequantised values (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        help="of keys and values; q8_0 takes half of f16 (default: f16, with --numerics bf16 bf16, with exact f32)",
+    )
     parser.add_argument(
         "--quantize",
         choices=QUANTISED,
@@ -128,13 +134,10 @@ def sampling_params(options: argparse.Namespace) -> "SamplingParams":
 
 ENGINE_FIELDS = (
     *BACKEND_FIELDS,
-    "threads",
-    "numerics",
+    *NUMERIC_FIELDS,
     "max_model_len",
     "max_num_seqs",
     "state_tokens",
-    "kv_dtype",
-    "quantize",
     "family_file",
     "disable_fusion",
     "weight_cache",

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from treadle.cli.options import add_quantize_option, positive
+from treadle.cli.options import NUMERIC_FIELDS, add_numeric_options, given, positive
 from treadle.cli.status_line import status_line
 
 
@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--decode", type=positive, default=128, metavar="N", help="after N tokens (default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="worker threads (default: one a physical core)")
-    parser.add_argument("--numerics", default="fast", help="default: %(default)s")
-    add_quantize_option(parser)
+    add_numeric_options(parser)
     parser.add_argument("--repeat", type=positive, default=30, metavar="N", help="steps (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="every op on its own line, instead of those that are alike")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a roofline plot")
@@ -32,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     from treadle.bench.points import Point
     from treadle.bench.trace import chrome_events, run_trace, table
+    from treadle.inference.options import EngineOptions
 
     if options.prefill:
         point = Point("prefill", tokens=options.prefill, batch=options.batch, prompt=0)
@@ -41,9 +40,7 @@ def execute(options: argparse.Namespace) -> int:
         report = run_trace(
             options.model,
             point,
-            threads=options.threads,
-            numerics=options.numerics,
-            quantize=options.quantize,
+            EngineOptions(**given(options, NUMERIC_FIELDS)),
             repeat=options.repeat,
             say=say,
         )

@@ -111,6 +111,15 @@ def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics)
     return tuple(found)
 
 
+def kept_dtype(program: CompiledPlan) -> str | None:
+    """The type that keys and values, or latents, are kept in; None where none are."""
+    for instruction in program.plan.instructions:
+        params = _params(program, instruction)
+        if instruction.state_block_id is not None and isinstance(params, (AttentionParams, MLAParams)):
+            return DType(params.kv_dtype).name.lower()
+    return None
+
+
 def _params(program: CompiledPlan, instruction: Instruction) -> Params | None:
     return None if instruction.param_block_id is None else unpack(program.param_blocks[instruction.param_block_id])
 

@@ -31,7 +31,7 @@ from treadle.inference.inspection import Inspector
 from treadle.inference.loaded import Description, Engine, EngineInfo
 from treadle.inference.memory import available_bytes
 from treadle.inference.model_text import ModelText
-from treadle.inference.options import EngineOptions
+from treadle.inference.options import EngineOptions, Sizing
 from treadle.inference.state import StatePool
 from treadle.inference.weight_cache import Place, SourceFile, source_name
 from treadle.models.checkpoint import Checkpoint, open_checkpoint, open_synthetic
@@ -48,9 +48,14 @@ _HASH_BYTES: Final = 32
 
 
 def load(
-    model: str | Path, options: EngineOptions, progress: Progress | None = None, inspector: Inspector | None = None
+    model: str | Path,
+    options: EngineOptions,
+    progress: Progress | None = None,
+    inspector: Inspector | None = None,
+    sizing: Sizing | None = None,
 ) -> Engine:
-    """Opens, compiles, quotes, binds: the model is ready to take requests. `inspector`: gets all values.
+    """Opens, compiles, quotes, binds: the model is ready to take requests. `inspector`: gets all values. `sizing`: is
+    asked, once the model is known, for sizes that stand in for those of the options.
 
     Raises ModelNotFound, NotInCache, InvalidFile, UnsupportedModel, InvalidWeights, UnsupportedOpcode,
     BackendUnavailable, OutOfMemoryQuote (before anything is allocated).
@@ -59,7 +64,7 @@ def load(
     quantisation = _quantisation(options)
     found, checkpoint = _opened(model, quantisation, options)
     try:
-        plans, layout, backend, instead = _laid_out(checkpoint, options, inspector)
+        plans, layout, backend, instead = _laid_out(checkpoint, options, inspector, sizing)
         quote = layout.quote()
         _check_memory(quote, available_bytes())
         text_tools = ModelText.of(checkpoint)
@@ -124,7 +129,7 @@ def _backend(options: EngineOptions, name: str) -> Backend:
 
 
 def _laid_out(
-    checkpoint: Checkpoint, options: EngineOptions, inspector: Inspector | None = None
+    checkpoint: Checkpoint, options: EngineOptions, inspector: Inspector | None = None, sizing: Sizing | None = None
 ) -> tuple[ModelPlans, Layout, Backend, str | None]:
     """The plans, sized for the backend asked for; or for the fallback, whole, with why the other one refused.
 
@@ -132,7 +137,7 @@ def _laid_out(
     """
     try:
         backend = _backend(options, options.backend)
-        return *_compiled(checkpoint, backend, options, inspector), backend, None
+        return *_compiled(checkpoint, backend, options, inspector, sizing), backend, None
     except REFUSALS as error:
         if options.fallback is None:
             others = [name for name in BACKENDS if name != options.backend and _runs(checkpoint, options, name)]
@@ -143,7 +148,7 @@ def _laid_out(
         "%s cannot run this plan (%s); all of it runs on %s, the fallback", options.backend, reason, options.fallback
     )
     backend = _backend(options, options.fallback)
-    return *_compiled(checkpoint, backend, options, inspector), backend, reason
+    return *_compiled(checkpoint, backend, options, inspector, sizing), backend, reason
 
 
 def _runs(checkpoint: Checkpoint, options: EngineOptions, name: str) -> bool:
@@ -172,12 +177,19 @@ def _decode(view: TensorView) -> NDArray[np.float32]:
 
 
 def _compiled(
-    checkpoint: Checkpoint, backend: Backend, options: EngineOptions, inspector: Inspector | None = None
+    checkpoint: Checkpoint,
+    backend: Backend,
+    options: EngineOptions,
+    inspector: Inspector | None = None,
+    sizing: Sizing | None = None,
 ) -> tuple[ModelPlans, Layout]:
     compile_options = options.compile_options
     plans = checkpoint.compile(compile_options)
     if inspector is not None:
         plans = inspector.expose(plans)
+    if sizing is not None:
+        sizes = sizing(plans.facts.max_positions, plans.encode is not None)
+        options = msgspec.structs.replace(options, **sizes)
     limits = options.limits(plans, compile_options.page_tokens)
     return plans, lay_out(plans, backend, checkpoint.weights, limits, options.allow_per_slot)
 

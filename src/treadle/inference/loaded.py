@@ -14,7 +14,7 @@ from treadle.errors import InvalidRequest
 from treadle.inference.backends.base import Numerics
 from treadle.inference.certificates import Identity
 from treadle.inference.core import EngineCore
-from treadle.inference.cost import InstructionCost, StepCost, instruction_costs, step_cost
+from treadle.inference.cost import InstructionCost, StepCost, instruction_costs, kept_dtype, step_cost
 from treadle.inference.encoder import Encoder
 from treadle.inference.executor import Executor, Layout, MemoryQuote
 from treadle.inference.model_text import ModelText
@@ -130,6 +130,11 @@ class Engine:
     def cost(self) -> StepCost:
         """Of a decode step; made when it is asked for."""
         return step_cost(self.layout, self.numerics)
+
+    @cached_property
+    def kv_dtype(self) -> str | None:
+        """The type that keys and values are kept in; None where none are."""
+        return kept_dtype(self.layout.programs[-1])
 
     def ops(self, *, decode: bool) -> tuple[OpCost, ...]:
         """What each op of a bound program, in order, stands for and must at least read and calculate."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -26,6 +26,9 @@ KV_DTYPES: Final[Mapping[str, DType]] = {
     "q8_0": DType.Q8_0,
 }
 DEFAULT_KV_DTYPES: Final[Mapping[Numerics, str]] = {"fast": "f16", "bf16": "bf16", "exact": "f32"}
+
+Sizing = Callable[[int, bool], Mapping[str, int]]
+"""The sizes of EngineOptions (max_model_len, max_num_seqs, ...), from the model's positions and whether it encodes."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
