@@ -56,7 +56,8 @@ def sign(checkout, phase, role):
 
 
 def states(checkout, phase):
-    return {p.criterion: str(p.state) for p in phases.standing(checkout, phases.ledger_of(checkout), phase)}
+    found = phases.standing(checkout, phases.ledger_of(checkout), phase)
+    return {criterion: str(point.state) for criterion, point in found.items()}
 
 
 def signed(checkout, phase):

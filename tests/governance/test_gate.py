@@ -41,7 +41,7 @@ def checkout(tmp_path):
 
 def states(checkout):
     found = phases.standing(checkout, phases.ledger_of(checkout), phases.phase_named(checkout, "one"))
-    return {point.criterion: str(point.state) for point in found}
+    return {criterion: str(point.state) for criterion, point in found.items()}
 
 
 def check(checkout):
@@ -64,8 +64,8 @@ def test_a_phase_is_missing_evidence_until_it_is_checked(checkout):
     assert states(checkout) == {"tests": "missing", "docs": "missing", "rollback": "missing"}
     with pytest.raises(InvalidRecord, match="tests is missing: run `treadle gate check one`"):
         sign(checkout)
-    assert {str(point.state) for point in check(checkout)} == {"proven"}
-    assert check(checkout)[0].why.endswith(": 3 passed")
+    assert {str(point.state) for point in check(checkout).values()} == {"proven"}
+    assert check(checkout)["tests"].why.endswith(": 3 passed")
 
 
 def test_a_failure_is_recorded_and_cannot_be_signed(checkout):
@@ -81,7 +81,7 @@ def test_signatures_stand_for_the_evidence_they_were_given_on(checkout):
     record = sign(checkout)
     ledger, phase = phases.ledger_of(checkout), phases.phase_named(checkout, "one")
     found = phases.standing(checkout, ledger, phase)
-    assert record.evidence == [point.hash for point in found]
+    assert record.evidence == [point.hash for point in found.values()]
     assert phases.signatures(ledger, phase, found)["models"].startswith("signed by A. Person on ")
     assert phases.signatures(ledger, phase, found)["compute"] == "not signed"
     check(checkout)
@@ -116,7 +116,7 @@ def test_another_command_needs_other_evidence(checkout):
     check(checkout)
     text = (checkout.folder / "phases.toml").read_text().replace('"test", "-f", "docs/a.md"', '"true"')
     (checkout.folder / "phases.toml").write_text(text)
-    assert states(checkout)["docs"] == "stale"
+    assert states(checkout) == {"tests": "proven", "docs": "missing", "rollback": "proven"}
 
 
 @pytest.mark.parametrize("field", ["exit_code", "seconds", "output", "commit", "tree", "criterion", "date"])
@@ -167,7 +167,14 @@ def test_who_may_sign(checkout):
 
 def test_bad_phases_are_named(checkout):
     path = checkout.folder / "phases.toml"
-    for text, message in (("[", "phases.toml"), ("[[phase]]\nname = 3\n", "phases.toml"), ("x = 1\n", "unknown field")):
+    for text, message in (
+        ("[", "phases.toml"),
+        ("[[phase]]\nname = 3\n", "phases.toml"),
+        ("x = 1\n", "unknown field"),
+        (PHASES + PHASES, "two phases are named 'one'"),
+        (PHASES.replace('id = "docs"', 'id = "tests"'), "two criteria are named 'tests'"),
+        (PHASES.replace('id = "docs"', 'id = "rollback"'), "two criteria are named 'rollback'"),
+    ):
         path.write_text(text)
         with pytest.raises(InvalidFile, match=message):
             phases.read_phases(checkout)
@@ -211,8 +218,8 @@ proofs = [["true"], ["sh", "-c", "echo broken; exit 3"], ["echo", "never run"]]
 def test_the_checklist_runs_what_proves_it(checkout, monkeypatch, capsys):
     (checkout.folder / "checklist.toml").write_text(CHECKLIST)
     one, two = checklist.prove(checkout, (), lambda text: None)
-    assert (one.proven, one.proof) == (True, "all 5 hold; and 2")
-    assert (two.proven, two.proof) == (False, "`sh -c echo broken; exit 3` ended with 3: broken")
+    assert (one.proven, one.told) == (True, ["`echo 'all 5 hold'`: all 5 hold", "`echo 'and 2'`: and 2"])
+    assert (two.proven, two.told) == (False, ["`true`: ", "`sh -c 'echo broken; exit 3'` ended with 3: broken"])
     monkeypatch.chdir(checkout.root)
     assert main(["gate", "checklist"]) == 1
     assert "NOT PROVEN  Two" in capsys.readouterr().out
@@ -220,6 +227,13 @@ def test_the_checklist_runs_what_proves_it(checkout, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["proven"] is True
     with pytest.raises(InvalidRequest, match="item 7 is not on the checklist; it has 2"):
         checklist.prove(checkout, (7,), lambda text: None)
+
+
+def test_a_program_that_is_not_there_leaves_the_other_rows(checkout):
+    (checkout.folder / "checklist.toml").write_text(CHECKLIST.replace('["echo", "and 2"]', '["no-such-program"]', 1))
+    one, two = checklist.prove(checkout, (), lambda text: None)
+    assert one.told[-1] == "`no-such-program` ended with 127: no-such-program: no such program"
+    assert not one.proven and two.told
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from treadle.governance.checklist import Item, read_checklist
+from treadle.governance.runs import KINDS
 from treadle.governance.sources import Checkout
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,8 @@ def test_an_item_says_what_was_decided_where_it_lives_and_what_proves_it(item: I
     assert decided == f"**Decided:** {item.decided}."
     assert reasons and all(reasons)
     expected = [f"* Lives in {', '.join(f'`{place}`' for place in item.lives)}"]
+    if item.record is not None:
+        expected.append(f"* Proof on record: `{KINDS[item.record].command}`")
     expected += [f"* Proof: `{shlex.join(command)}`" for command in item.proofs]
     assert facts.splitlines() == expected
 

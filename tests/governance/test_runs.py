@@ -30,6 +30,15 @@ id = "speed"
 what = "the matrix was measured"
 record = "benchmarks"
 """
+CHECKLIST = """
+[[item]]
+number = 1
+title = "One"
+decided = "so"
+lives = ["native"]
+record = "parity"
+proofs = [["echo", "alive"]]
+"""
 MATRIX = '[[model]]\nname = "a"\n[[model]]\nname = "b"\n'
 VERSIONS = {"torch": "2"}
 
@@ -46,8 +55,7 @@ def measured(checkout, *models, **report):
 
 
 def standing(checkout):
-    found = phases.standing(checkout, phases.ledger_of(checkout), phases.phase_named(checkout, "one"))
-    return {point.criterion: point for point in found}
+    return phases.standing(checkout, phases.ledger_of(checkout), phases.phase_named(checkout, "one"))
 
 
 def check(checkout):
@@ -62,7 +70,7 @@ def test_a_phase_takes_the_runs_on_record(checkout):
     with pytest.raises(InvalidRecord, match="phase one: speed is missing: run `treadle bench matrix --record`"):
         check(checkout)
     measured(checkout, "b")
-    assert {str(point.state) for point in check(checkout)} == {"proven"}
+    assert {str(point.state) for point in check(checkout).values()} == {"proven"}
     assert standing(checkout)["parity"].why.endswith(": 2 passed, 0 failed")
     assert standing(checkout)["speed"].why.endswith(": b, 1 points, 0 per-slot fallbacks")
     signed = phases.sign(checkout, "one", role="models", identity="A. Person", note="n")
@@ -102,8 +110,9 @@ def test_a_run_that_failed_is_recorded_and_refused(checkout):
     with pytest.raises(InvalidRecord, match=r"parity is failed: .*: 1 passed, 1 failed: llama/mqa cpu exact f32"):
         check(checkout)
     record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
-    measured(checkout, "a", "b", per_slot_fallbacks=3)
-    with pytest.raises(InvalidRecord, match=r"speed is failed: .*3 per-slot fallbacks"):
+    measured(checkout, "a", per_slot_fallbacks=3)
+    measured(checkout, "b")
+    with pytest.raises(InvalidRecord, match=r"speed is failed: .*: a, 1 points, 3 per-slot fallbacks"):
         check(checkout)
 
 
@@ -143,6 +152,37 @@ def test_an_edited_run_is_refused(checkout, monkeypatch, capsys):
     assert main(["gate", "check", "one"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "parity.jsonl:1: altered" in line
+
+
+def test_an_item_of_the_checklist_takes_the_run_on_record(checkout, monkeypatch, capsys):
+    """and runs its commands too; without a run that counts it fails with one line, and they are not run."""
+    (checkout.folder / "checklist.toml").write_text(CHECKLIST)
+    monkeypatch.chdir(checkout.root)
+
+    def row():
+        code = main(["gate", "checklist"])
+        title, *lines = capsys.readouterr().out.splitlines()
+        return code, title.split("  ")[1].strip(), [line.strip() for line in lines]
+
+    assert row() == (1, "NOT PROVEN", ["parity on record: missing: run `treadle parity --record`"])
+    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    code, mark, (of_record, of_command) = row()
+    assert (code, mark, of_command) == (0, "proven", "`echo alive`: alive")
+    assert of_record.startswith("parity on record: 2") and of_record.endswith(": 1 passed, 0 failed")
+
+    record_parity(checkout, [parity_case("failed")], b"matrix", VERSIONS)
+    code, mark, (line,) = row()
+    assert (code, mark) == (1, "NOT PROVEN")
+    assert line.startswith("parity on record: failed: ") and line.endswith("1 failed: llama/gqa cpu exact f32")
+    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    commit(checkout.root, native__file="faster")
+    code, mark, (line,) = row()
+    assert line.startswith("parity on record: stale: ") and line.endswith("; run `treadle parity --record`")
+
+    path = checkout.folder / PARITY.file
+    path.write_text(path.read_text().replace("llama/gqa", "llama/mqa"))
+    code, mark, (line,) = row()
+    assert (code, mark) == (1, "NOT PROVEN") and "parity.jsonl:2: altered" in line
 
 
 def test_a_benchmark_file_that_cannot_be_read_is_named(checkout):

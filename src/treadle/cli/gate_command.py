@@ -2,9 +2,10 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from treadle.cli.status_line import status_line
 
 if TYPE_CHECKING:
     from treadle.governance.sources import Checkout
@@ -47,23 +48,21 @@ def execute(options: argparse.Namespace) -> int:
     return show_phases(checkout, options)
 
 
-def say(text: str) -> None:
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr)
-
-
 def show_checklist(checkout: "Checkout", options: argparse.Namespace) -> int:
     import msgspec
 
     from treadle.governance.checklist import prove
 
-    rows = prove(checkout, options.only, say)
+    with status_line() as say:
+        rows = prove(checkout, options.only, say)
     if options.json:
         print(json.dumps({"proven": all(row.proven for row in rows), "items": msgspec.to_builtins(rows)}))
     else:
         for row in rows:
             mark = "proven" if row.proven else "NOT PROVEN"
-            print(f"{row.number:2}  {mark:10}  {row.title}\n                {row.proof} ({row.seconds:.0f} s)")
+            print(f"{row.number:2}  {mark:10}  {row.title} ({row.seconds:.0f} s)")
+            for line in row.told:
+                print(f"                {line}")
     return 0 if all(row.proven for row in rows) else 1
 
 
@@ -73,7 +72,8 @@ def show_phases(checkout: "Checkout", options: argparse.Namespace) -> int:
     from treadle.governance import phases
 
     if options.action == "check":
-        phases.check(checkout, options.phase, say)
+        with status_line() as say:
+            phases.check(checkout, options.phase, say)
     named = [phases.phase_named(checkout, options.phase)] if options.phase else phases.read_phases(checkout).values()
     ledger = phases.ledger_of(checkout)
     report = []
@@ -85,7 +85,10 @@ def show_phases(checkout: "Checkout", options: argparse.Namespace) -> int:
             {
                 "phase": phase.name,
                 "title": phase.title,
-                "criteria": msgspec.to_builtins(found),
+                "criteria": [
+                    {"criterion": c.id, "what": c.what, **msgspec.to_builtins(found[c.id])}
+                    for c in phases.criteria(phase)
+                ],
                 "signatures": signed,
                 "rollback": phase.rollback,
             }
@@ -95,11 +98,12 @@ def show_phases(checkout: "Checkout", options: argparse.Namespace) -> int:
     else:
         for phase, found, signed in report:
             print(f"{phase.name}: {phase.title}")
-            for point in found:
-                print(f"  {point.state:8} {point.criterion}: {point.what}\n           {point.why}")
+            for criterion in phases.criteria(phase):
+                point = found[criterion.id]
+                print(f"  {point.state:8} {criterion.id}: {criterion.what}\n           {point.why}")
             for role, told in signed.items():
                 print(f"  {role}: {told}")
-    return 0 if all(point.state == "proven" for _, found, _ in report for point in found) else 1
+    return 0 if all(point.state == "proven" for _, found, _ in report for point in found.values()) else 1
 
 
 def show_signature(checkout: "Checkout", options: argparse.Namespace) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
-from treadle.governance import runs
-from treadle.governance.ledger import Entry, Evidence, Ledger, Signature
-from treadle.governance.runs import KINDS
-from treadle.governance.sources import Checkout, machine
+from treadle.errors import InvalidRecord, InvalidRequest
+from treadle.governance import evidence
+from treadle.governance.evidence import Standing, State
+from treadle.governance.ledger import Evidence, Ledger, Signature
+from treadle.governance.runs import KINDS, RunKind
+from treadle.governance.sources import PHASES, Checkout, machine, read_toml
 
 RECORDS: Final = "records.jsonl"
 
@@ -29,7 +28,7 @@ class Criterion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: str
     command: list[str] = []
     covers: list[str] = []
-    record: Literal["parity", "benchmarks"] | None = None
+    record: RunKind | None = None
 
     def __post_init__(self) -> None:
         if (self.record is None) != bool(self.command) or bool(self.command) != bool(self.covers):
@@ -51,36 +50,28 @@ class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rollback_proof: list[str]
     criterion: list[Criterion]
 
+    def __post_init__(self) -> None:
+        refuse_twins("criteria", [criterion.id for criterion in criteria(self)])
+
 
 class Phases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     phase: list[Phase]
 
-
-class State(StrEnum):
-    PROVEN = "proven"
-    MISSING = "missing"
-    FAILED = "failed"
-    STALE = "stale"
+    def __post_init__(self) -> None:
+        refuse_twins("phases", [phase.name for phase in self.phase])
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """What the records say of one criterion. `why`: one line; `hash`: of the evidence there is."""
-
-    criterion: str
-    what: str
-    state: State
-    why: str
-    hash: str = ""
+def refuse_twins(what: str, names: Sequence[str]) -> None:
+    """Raises ValueError for a name that is there twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two {what} are named {name!r}")
 
 
 def read_phases(checkout: Checkout) -> dict[str, Phase]:
     """By name. Raises InvalidFile."""
-    path = checkout.folder / "phases.toml"
-    try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Phases)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise InvalidFile(f"{path}: {error}") from None
-    return {phase.name: phase for phase in found.phase}
+    phases = read_toml(checkout.folder / PHASES, Phases).phase
+    return {phase.name: phase for phase in phases}
 
 
 def phase_named(checkout: Checkout, name: str) -> Phase:
@@ -109,46 +100,20 @@ def covered(phase: Phase) -> list[str]:
     return sorted({path for criterion in phase.criterion for path in criterion.paths})
 
 
-def standing(checkout: Checkout, ledger: Ledger, phase: Phase) -> list[Standing]:
-    return [_standing(checkout, ledger, phase, criterion) for criterion in criteria(phase)]
+def standing(checkout: Checkout, ledger: Ledger, phase: Phase) -> dict[str, Standing]:
+    """By criterion."""
+    return {criterion.id: _standing(checkout, ledger, phase, criterion) for criterion in criteria(phase)}
 
 
 def _standing(checkout: Checkout, ledger: Ledger, phase: Phase, criterion: Criterion) -> Standing:
-    how = f"treadle gate check {phase.name}" if criterion.record is None else KINDS[criterion.record].command
-    last: Entry | None = None
-
-    def point(state: State, why: str) -> Standing:
-        return Standing(criterion.id, criterion.what, state, why, "" if last is None else last.hash)
-
-    try:
-        tree, dirty = checkout.tree(criterion.paths), ""
-    except InvalidRecord as error:
-        tree, dirty = "", str(error)
-    last = _evidence(checkout, ledger, phase, criterion, tree)
-    if last is None:
-        return point(State.MISSING, f"run `{how}`")
-    if dirty:
-        return point(State.STALE, dirty)
-    about = f"{last.date}, commit {last.commit[:10]}"
-    if isinstance(last, Evidence) and last.command != criterion.command:
-        return point(State.STALE, f"{about}: was proven by another command; run `{how}`")
-    if last.tree != tree:
-        older = f"older than the code that it covers ({', '.join(criterion.paths)})"
-        return point(State.STALE, f"{about}: {older}; run `{how}`")
-    passed, told = runs.outcome(last)
-    return point(State.PROVEN if passed else State.FAILED, f"{about}: {told}")
-
-
-def _evidence(checkout: Checkout, ledger: Ledger, phase: Phase, criterion: Criterion, tree: str) -> Entry | None:
-    """The record that decides a criterion, if there is any."""
     if criterion.record is not None:
-        return runs.evidence(checkout, criterion.record, tree)
-    name = (phase.name, criterion.id)
-    found = [r for r in ledger.records if isinstance(r, Evidence) and (r.phase, r.criterion) == name]
-    return found[-1] if found else None
+        return evidence.of_run(checkout, criterion.record)
+    name = (phase.name, criterion.id, criterion.command)
+    found = [r for r in ledger.records if isinstance(r, Evidence) and (r.phase, r.criterion, r.command) == name]
+    return evidence.judge(checkout, found[-1:], criterion.covers, f"treadle gate check {phase.name}")
 
 
-def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> list[Standing]:
+def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> dict[str, Standing]:
     """Runs every criterion of a phase that is a command, and records what came of it, failures too.
 
     Raises InvalidRecord (changes that are not committed; a criterion that is a record which is missing, failed or
@@ -160,7 +125,7 @@ def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> list[Sta
     trees = {criterion.id: checkout.tree(criterion.covers) for criterion in commands}
     for criterion in criteria(phase):
         if criterion.record is not None:
-            _refuse(phase, [_standing(checkout, ledger, phase, criterion)])
+            _refuse(phase, {criterion.id: evidence.of_run(checkout, criterion.record)})
     for criterion in commands:
         say(f"{criterion.id}: {' '.join(criterion.command)}")
         ran = checkout.run(criterion.command)
@@ -194,29 +159,30 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
             role=role,
             identity=identity.strip(),
             note=note.strip(),
-            evidence=[point.hash for point in found],
+            evidence=[point.hash for point in found.values()],
         )
     )
     assert isinstance(record, Signature)
     return record
 
 
-def _refuse(phase: Phase, found: Sequence[Standing]) -> None:
+def _refuse(phase: Phase, found: Mapping[str, Standing]) -> None:
     """Raises InvalidRecord for the first that is not proven."""
-    for point in found:
+    for name, point in found.items():
         if point.state is not State.PROVEN:
-            raise InvalidRecord(f"phase {phase.name}: {point.criterion} is {point.state}: {point.why}")
+            raise InvalidRecord(f"phase {phase.name}: {name} is {point.state}: {point.why}")
 
 
-def signatures(ledger: Ledger, phase: Phase, found: list[Standing]) -> dict[str, str]:
+def signatures(ledger: Ledger, phase: Phase, found: Mapping[str, Standing]) -> dict[str, str]:
     """Role -> who signed on the evidence that stands now, or why nobody has."""
     answer = {}
-    hashes = [point.hash for point in found]
+    hashes = [point.hash for point in found.values()]
+    proven = all(point.state is State.PROVEN for point in found.values())
     for role in phase.roles:
         signed = [r for r in ledger.records if isinstance(r, Signature) and (r.phase, r.role) == (phase.name, role)]
         if not signed:
             answer[role] = "not signed"
-        elif signed[-1].evidence != hashes or any(point.state is not State.PROVEN for point in found):
+        elif signed[-1].evidence != hashes or not proven:
             answer[role] = f"signed by {signed[-1].identity} on {signed[-1].date}, on other evidence"
         else:
             answer[role] = f"signed by {signed[-1].identity} on {signed[-1].date}"

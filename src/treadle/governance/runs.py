@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from treadle.errors import InvalidFile
-from treadle.governance.ledger import Benchmark, Entry, Evidence, Ledger, Parity
-from treadle.governance.sources import Checkout, machine
+import msgspec
+
+from treadle.governance.ledger import Benchmark, Entry, Ledger, Parity
+from treadle.governance.sources import Checkout, machine, read_toml
+
+RunKind = Literal["parity", "benchmarks"]
 
 
 class Kind(NamedTuple):
@@ -23,10 +25,20 @@ class Kind(NamedTuple):
 COMPUTES: Final = ("native", *(f"src/treadle/{part}" for part in ("plan", "formats", "models", "compute", "inference")))
 PARITY: Final = Kind("parity.jsonl", (*COMPUTES, "src/treadle/parity"), "treadle parity --record")
 BENCHMARKS: Final = Kind("benchmarks.jsonl", (*COMPUTES, "src/treadle/bench"), "treadle bench matrix --record")
-KINDS: Final[Mapping[str, Kind]] = {"parity": PARITY, "benchmarks": BENCHMARKS}
+KINDS: Final[Mapping[RunKind, Kind]] = {"parity": PARITY, "benchmarks": BENCHMARKS}
 MATRIX: Final = "benchmarks.toml"
 WORST: Final[Mapping[str, Any]] = {"rel_err": max, "noise": max, "top1": min}
 """Figure of a parity case -> which of several is the worst."""
+
+
+class _Model(msgspec.Struct):
+    name: str
+
+
+class _Models(msgspec.Struct):
+    """What a record needs to know of the benchmark matrix; `bench.matrix` reads all of it."""
+
+    model: list[_Model]
 
 
 def ledger_of(checkout: Checkout, kind: Kind) -> Ledger:
@@ -34,35 +46,15 @@ def ledger_of(checkout: Checkout, kind: Kind) -> Ledger:
     return Ledger(checkout.folder / kind.file)
 
 
-def evidence(checkout: Checkout, name: Literal["parity", "benchmarks"], tree: str) -> Entry | None:
-    """The record that decides: the last run of parity; of the benchmarks' models, each of which must have been
-    measured, the last one, or one that was not measured on these sources."""
-    records = ledger_of(checkout, KINDS[name]).records
-    if name == "parity":
-        return records[-1] if records else None
-    latest = {record.model: record for record in records if isinstance(record, Benchmark)}
-    try:
-        wanted = [model["name"] for model in tomllib.loads((checkout.folder / MATRIX).read_text("utf-8"))["model"]]
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise InvalidFile(f"{checkout.folder / MATRIX}: {error}") from None
-    if any(model not in latest for model in wanted):
-        return None
-    found = sorted((latest[model] for model in wanted), key=lambda record: record.number)
-    stale = [record for record in found if record.tree != tree]
-    return next(iter([*stale, *found[::-1]]), None)
-
-
-def outcome(record: Entry) -> tuple[bool, str]:
-    """Whether it proves something, and what it says in a line."""
-    if isinstance(record, Evidence):
-        return record.exit_code == 0, record.output
-    if isinstance(record, Parity):
-        counts = f"{record.passed} passed, {len(record.failed)} failed"
-        return not record.failed and record.passed > 0, ": ".join([counts, *record.failed[:1]])
-    if isinstance(record, Benchmark):
-        loops = record.report["per_slot_fallbacks"]
-        return loops == 0, f"{record.model}, {len(record.report['points'])} points, {loops} per-slot fallbacks"
-    raise TypeError(f"{type(record).__name__} is no evidence")
+def latest(checkout: Checkout, kind: RunKind) -> list[Entry]:
+    """The records that count: the last run of parity; the last measurement of each model that the benchmarks ask for,
+    or none at all where one was never measured."""
+    records = ledger_of(checkout, KINDS[kind]).records
+    if kind == "parity":
+        return records[-1:]
+    wanted = [model.name for model in read_toml(checkout.folder / MATRIX, _Models).model]
+    measured = {record.model: record for record in records if isinstance(record, Benchmark)}
+    return [measured[model] for model in wanted] if measured.keys() >= set(wanted) else []
 
 
 def record_benchmark(checkout: Checkout, report: Mapping[str, Any]) -> Entry:

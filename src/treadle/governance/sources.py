@@ -8,21 +8,30 @@ import platform
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 import treadle
-from treadle.errors import InvalidRecord, InvalidRequest
+from treadle.errors import InvalidFile, InvalidRecord, InvalidRequest
 from treadle.governance.git import commit_of, run_git
 
 FOLDER: Final = "governance"
+PHASES: Final = "phases.toml"
 STAMP: Final = Path(".venv") / ".native"
 """What `make native` touches when the native core is up to date."""
 LAST_LINE: Final = 300
 """Characters of a command's last line that are kept."""
+
+NO_SUCH_PROGRAM: Final = 127
+"""The exit code, as shells have it."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +52,10 @@ class Checkout:
     @classmethod
     def around(cls, folder: Path) -> Checkout:
         """The checkout that a folder lies in. Raises InvalidRequest where it is none."""
-        found = next(
-            (parent for parent in (folder, *folder.parents) if (parent / FOLDER / "phases.toml").is_file()), None
-        )
+        found = next((parent for parent in (folder, *folder.parents) if (parent / FOLDER / PHASES).is_file()), None)
         if found is None:
             raise InvalidRequest(
-                f"{folder} lies in no checkout with {FOLDER}/phases.toml; run it where treadle's sources are"
+                f"{folder} lies in no checkout with {FOLDER}/{PHASES}; run it where treadle's sources are"
             )
         return cls(found)
 
@@ -105,9 +112,17 @@ class Checkout:
         try:
             done = subprocess.run(words, cwd=self.root, capture_output=True, text=True, errors="replace", check=False)
         except FileNotFoundError:
-            raise InvalidRequest(f"{command[0]}: no such program") from None
+            return Ran(NO_SUCH_PROGRAM, 0.0, f"{command[0]}: no such program")
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         return Ran(done.returncode, round(time.monotonic() - began, 2), lines[-1][:LAST_LINE] if lines else "")
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """Raises InvalidFile: no such file, or not what `kind` says."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), kind)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidFile(f"{path}: {error}") from None
 
 
 def machine() -> str:
