@@ -1,6 +1,7 @@
 """Models without a file: their sizes, types by tensor, refusals, and the same logits as the file written of them."""
 
 import math
+from collections import Counter
 
 import gguf
 import numpy as np
@@ -63,6 +64,17 @@ def test_q4_k_m_mixes_types_as_llama_cpp_does():
         assert tensors[f"{block}.ffn_down.weight"].dtype == ("q6_k" if layer in finer else "q4_k")
         assert tensors[f"{block}.attn_output.weight"].dtype == "q4_k"
         assert tensors[f"{block}.ffn_up.weight"].dtype == "q5_0"
+
+
+def test_q4_k_m_of_gemmas_sizes_has_the_types_of_the_real_file(gemma3):
+    """Every matrix of Gemma 3 270M Q4_K_M as released, by shape and type; a llama has fewer norms."""
+    made, file = synthetic_tensors("synthetic:llama:gemma3-270m:q4_k_m").tensors, GGUFFile.open(gemma3)
+    try:
+        real = {name: (info.dtype, info.shape) for name, info in file.tensors.items() if len(info.shape) == 2}
+    finally:
+        file.close()
+    assert {name: (info.dtype, info.shape) for name, info in made.items() if len(info.shape) == 2} == real
+    assert Counter(dtype for dtype, _ in real.values()) == {"q5_0": 81, "q4_k": 27, "q8_0": 10, "q6_k": 9}
 
 
 @pytest.mark.parametrize(
