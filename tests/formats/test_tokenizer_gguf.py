@@ -22,6 +22,7 @@ from treadle.formats.gguf import GGUFFile
 from treadle.formats.gguf_writer import GGUFWriter
 from treadle.formats.pre_tokenizers import PRE_TOKENIZERS
 from treadle.formats.tokenizer import Tokenizer
+from treadle.formats.tokenizer_gguf import NORMAL, USER_DEFINED, merges_from_scores
 
 GOLDEN = Path(__file__).parent / "golden"
 SMOLLM2_CASES: list[dict[str, Any]] = json.loads((GOLDEN / "smollm2_tokens.json").read_text())["cases"]
@@ -82,6 +83,23 @@ def test_gemma3_ids(gemma3_tokenizer: Tokenizer) -> None:
         assert gemma3_tokenizer.encode(text, add_special=False, parse_special=False) == case.get("plain", case["ids"])
         if "\u2581" not in text:  # which is how a space is written
             assert gemma3_tokenizer.decode(case["ids"], skip_special=False) == text
+
+
+def test_gemma3_merges(gemma3: Path) -> None:
+    """All 514847 of them in their order, against looking every cut of every piece up in a dictionary."""
+    metadata = GGUFFile.open(gemma3).metadata
+    tokens, types, scores = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "scores"))
+    texts = tokens.tolist()
+    kept = {texts[i]: float(scores[i]) for i in np.flatnonzero((types == NORMAL) | (types == USER_DEFINED)).tolist()}
+    place = {text: i for i, text in enumerate(kept)}
+    rank = {text: i for i, text in enumerate(sorted(kept, key=lambda text: -kept[text]))}
+    ranked = sorted(
+        (rank[whole], place[whole[:cut]], whole[:cut], whole[cut:])
+        for whole in kept
+        for cut in range(1, len(whole))
+        if whole[:cut] in place and whole[cut:] in place
+    )
+    assert merges_from_scores(texts, types, scores) == [(left, right) for _, _, left, right in ranked]
 
 
 def test_gemma3_facts(gemma3_tokenizer: Tokenizer) -> None:

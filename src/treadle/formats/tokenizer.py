@@ -16,7 +16,7 @@ from typing import Self
 
 from treadle.errors import InvalidRequest
 from treadle.formats.gguf import Value
-from treadle.formats.tokenizer_parts import TokenizerParts, guarded
+from treadle.formats.tokenizer_parts import TokenizerParts, guarded, uncollected
 
 __all__ = ["DetokenizerStream", "Tokenizer"]
 
@@ -46,14 +46,16 @@ class Tokenizer:
         """
         from treadle.formats.tokenizer_json import load_json
 
-        return cls(load_json(Path(path)))
+        with uncollected():
+            return cls(load_json(Path(path)))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Value]) -> Self:
         """From the ``tokenizer.ggml.*`` keys. Raises InvalidFile, or UnsupportedModel for an unknown model or pre."""
         from treadle.formats.tokenizer_gguf import load_gguf
 
-        return cls(load_gguf(metadata))
+        with uncollected():
+            return cls(load_gguf(metadata))
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -190,11 +190,11 @@ def _scores(path: Path, file: _File, tokens: list[str], types: list[int]) -> dic
     rank: dict[str, int] = {}
     for left, right in pairs:
         rank.setdefault(left + right, len(rank))
-    scores = [-float(rank.get(token, len(rank))) for token in tokens]
-    derived = merges_from_scores(tokens, types, scores)
+    scores = np.array([-float(rank.get(token, len(rank))) for token in tokens], np.float32)
+    derived = merges_from_scores(tokens, np.array(types), scores)
     if set(derived) != set(pairs) or [a + b for a, b in derived] != [a + b for a, b in pairs]:
         _refuse(path, "a list of merges that does not follow from scores of the tokens")
-    return {"scores": np.array(scores, np.float32), "add_space_prefix": _space_prefix(path, file)}
+    return {"scores": scores, "add_space_prefix": _space_prefix(path, file)}
 
 
 def _space_prefix(path: Path, file: _File) -> bool:

@@ -3,12 +3,13 @@ WordPiece ("bert")."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import cast
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from treadle.errors import InvalidFile, UnsupportedModel
@@ -20,6 +21,8 @@ from treadle.formats.tokenizer_splits import Pieces
 from treadle.formats.tokenizer_wordpiece import piece_bytes, wordpiece
 
 __all__ = ["load_gguf"]
+
+Numbers = NDArray[np.generic]
 
 PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
@@ -107,7 +110,7 @@ class _Fields:
             raise self._fail(name, f"1..{MAX_TOKENS} strings", value)
         return value.tolist()
 
-    def numbers(self, name: str, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+    def numbers(self, name: str, count: int) -> Numbers | None:
         """A numeric array of ``count`` items, or None if the file has no such key."""
         value = self.get(name)
         if value is None:
@@ -116,26 +119,31 @@ class _Fields:
             raise self._fail(name, f"{count} numbers", value)
         return value
 
-    def token_types(self, count: int) -> list[int]:
+    def token_types(self, count: int) -> Numbers:
+        """A copy: tokens are looked up when the file is closed."""
         types = self.numbers("token_type", count)
-        return [NORMAL] * count if types is None else types.tolist()
+        return np.full(count, NORMAL) if types is None else np.array(types)
 
 
-def _wordpiece(fields: _Fields, tokens: list[str], types: list[int]) -> TokenizerParts:
+def _of_kind(types: Numbers, *kinds: int) -> list[int]:
+    return np.flatnonzero(np.isin(types, kinds)).tolist()
+
+
+def _wordpiece(fields: _Fields, tokens: list[str], types: Numbers) -> TokenizerParts:
     """[CLS] and [SEP] have BERT's ids where the file names none, as in llama.cpp."""
     ends = [fields.token_id(name, len(tokens)) for name in ("cls_token_id", "seperator_token_id", "bos_token_id")]
     cls = next((found for found in (ends[0], ends[2]) if found is not None), BERT_CLS)
     sep = BERT_SEP if ends[1] is None else ends[1]
     if max(cls, sep) >= len(tokens):
         raise InvalidFile(f"metadata {PREFIX}cls_token_id: expected a token id below {len(tokens)}, found {cls}")
-    control = frozenset(number for number, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))
+    control = frozenset(_of_kind(types, CONTROL, UNKNOWN))
     with guarded(f"metadata {PREFIX}tokens"):
         backend = wordpiece(tokens, control, cls, sep)
     pieces = _pieces(tokens, types, piece_bytes, (CONTROL, UNKNOWN), space_prefix=True)
     return TokenizerParts(backend, pieces, vocab_size=len(tokens), bos_id=None, eos_ids=())
 
 
-def _byte_level(fields: _Fields, tokens: list[str], types: list[int]) -> tuple[tokenizers.Tokenizer, PieceTable, bool]:
+def _byte_level(fields: _Fields, tokens: list[str], types: Numbers) -> tuple[tokenizers.Tokenizer, PieceTable, bool]:
     name = fields.text("pre", "default")
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModel(f"metadata {PREFIX}pre: unknown pre-tokenizer {name!r}")
@@ -152,15 +160,13 @@ def _byte_level(fields: _Fields, tokens: list[str], types: list[int]) -> tuple[t
     return backend, _pieces(tokens, types, byte_level_bytes, (CONTROL, UNKNOWN, USER_DEFINED)), pre.add_bos
 
 
-def _sentencepiece(
-    fields: _Fields, tokens: list[str], types: list[int]
-) -> tuple[tokenizers.Tokenizer, PieceTable, bool]:
+def _sentencepiece(fields: _Fields, tokens: list[str], types: Numbers) -> tuple[tokenizers.Tokenizer, PieceTable, bool]:
     """SentencePiece BPE: the adjacent pair whose joined piece scores highest is merged first; the rest are bytes."""
     scores = fields.numbers("scores", len(tokens))
     if scores is None:
         raise InvalidFile(f"metadata {PREFIX}scores: expected {len(tokens)} numbers, found nothing")
     space_prefix = fields.flag("add_space_prefix", True)
-    merges = merges_from_scores(tokens, types, scores.tolist())
+    merges = merges_from_scores(tokens, types, scores)
     unknown = fields.token_id("unknown_token_id", len(tokens))
     with guarded(f"metadata {PREFIX}tokens and scores"):
         model = models.BPE(
@@ -179,7 +185,8 @@ def _sentencepiece(
 
 def _vocabulary(tokens: list[str]) -> dict[str, int]:
     """Token -> id. An empty token cannot be encoded and is left out; a repeated one is refused."""
-    vocabulary = {token: number for number, token in enumerate(tokens) if token}
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+    vocabulary.pop("", None)
     if len(vocabulary) + tokens.count("") != len(tokens):
         repeated = next(token for number, token in enumerate(tokens) if token and vocabulary[token] != number)
         raise InvalidFile(f"metadata {PREFIX}tokens: {repeated!r:.80} appears twice")
@@ -198,44 +205,38 @@ def _split_merges(merges: list[str]) -> list[tuple[str, str]]:
     return [(merge[:middle], merge[middle + 1 :]) for merge, middle in zip(merges, middles, strict=True)]
 
 
-def merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+def merges_from_scores(tokens: list[str], types: Numbers, scores: Numbers) -> list[tuple[str, str]]:
     """Every way to make a piece out of two pieces, best joined score first (sentencepiece src/bpe_model.cc).
 
     Only normal and user-defined pieces take part: text that happens to spell a control token must not become it.
     """
-    kinds, lengths = np.array(types), np.fromiter(map(len, tokens), np.int64, len(tokens))
-    takes_part = ((kinds == NORMAL) | (kinds == USER_DEFINED)) & (lengths > 0) & (lengths <= MAX_SCORED_TOKEN)
-    kept = np.flatnonzero(takes_part).tolist()
-    if not kept:
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    takes_part = ((types == NORMAL) | (types == USER_DEFINED)) & (lengths > 0) & (lengths <= MAX_SCORED_TOKEN)
+    kept = np.array(tokens, object)[takes_part]
+    if not len(kept):
         return []
     with guarded(f"metadata {PREFIX}tokens"):
-        pieces = Pieces([tokens[number] for number in kept])
+        pieces = Pieces(kept.tolist())
     whole, left, right = pieces.splits()
-    by_score = np.argsort(-np.array(scores, np.float64)[kept], kind="stable")
+    by_score = np.argsort(-scores.astype(np.float64)[takes_part], kind="stable")
     rank = np.empty(len(kept), np.int64)
     rank[by_score] = np.arange(len(kept))
     order = np.argsort(rank[whole] * len(kept) + left)
-    ids = np.array(kept)
-    piece = tokens.__getitem__
-    return list(zip(map(piece, ids[left[order]].tolist()), map(piece, ids[right[order]].tolist()), strict=True))
+    return list(zip(kept[left[order]].tolist(), kept[right[order]].tolist(), strict=True))
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, tokens: list[str], types: Numbers) -> None:
     """Control and unknown tokens are matched only with ``parse_special``, user-defined ones always."""
-    marked = [
-        (token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, UNKNOWN, USER_DEFINED)
-    ]
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, kind in marked if token and kind != USER_DEFINED]
+    special, own = (
+        [tokens[number] for number in _of_kind(types, *kinds)] for kinds in ((CONTROL, UNKNOWN), (USER_DEFINED,))
     )
-    backend.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token, kind in marked if token and kind == USER_DEFINED]
-    )
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special if token])
+    backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in own if token])
 
 
 def _pieces(
     tokens: list[str],
-    types: list[int],
+    types: Numbers,
     to_bytes: Callable[[str], bytes],
     verbatim: tuple[int, ...],
     space_prefix: bool = False,
@@ -250,18 +251,17 @@ def _pieces(
             return byte_token(token) or token.encode()
         return token.encode() if kind in verbatim else to_bytes(token)
 
-    special = frozenset(number for number, kind in enumerate(types) if kind in (CONTROL, UNKNOWN))
-    return PieceTable(lookup, special, space_prefix)
+    return PieceTable(lookup, frozenset(_of_kind(types, CONTROL, UNKNOWN)), space_prefix)
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
     return token.replace(SPACE, " ").encode()
 
 
-def _end_ids(fields: _Fields, tokens: list[str], types: list[int], eos: int | None) -> tuple[int, ...]:
+def _end_ids(fields: _Fields, tokens: list[str], types: Numbers, eos: int | None) -> tuple[int, ...]:
     """The end tokens that the file names, then the control tokens that end a turn by their text."""
     named = [eos, *(fields.token_id(name, len(tokens)) for name in ("eot_token_id", "eom_token_id"))]
-    by_text = [number for number, token in enumerate(tokens) if types[number] == CONTROL and token in END_OF_TURN]
+    by_text = [number for number in _of_kind(types, CONTROL) if tokens[number] in END_OF_TURN]
     texts = {tokens[number] for number in by_text}
     if {"<|return|>", "<|call|>"} <= texts:  # harmony: <|end|> ends a message there, not the turn
         by_text = [number for number in by_text if tokens[number] != "<|end|>"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import tokenizers
 
 from treadle.errors import InvalidFile
 
-__all__ = ["PieceTable", "TokenizerParts", "guarded"]
+__all__ = ["PieceTable", "TokenizerParts", "guarded", "uncollected"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,18 @@ class TokenizerParts:
     eos_ids: tuple[int, ...] = ()
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Holds the garbage collector off: tables of strings make no cycles, and it would go through them many times."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
