@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from treadle.inference.memory import _cgroup_available, _meminfo_available, aligned, allocate, available_bytes
+from treadle.inference.memory import (
+    HUGE_PAGE,
+    _cgroup_available,
+    _meminfo_available,
+    aligned,
+    allocate,
+    available_bytes,
+)
 
 
 def test_arenas_are_zero_aligned_and_writable():
@@ -17,6 +28,31 @@ def test_arenas_are_zero_aligned_and_writable():
         arena[-1] = 7
         assert arena[-1] == 7
     assert allocate(0).nbytes == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_huge_pages_are_asked_for_behind_the_small_ones():
+    """`hg` among VmFlags: the kernel was advised to take huge pages (proc(5))."""
+    arena = allocate(8 * HUGE_PAGE, small_pages=HUGE_PAGE)
+    begin = arena.ctypes.data
+    assert [_advised(begin + at) for at in (0, HUGE_PAGE - 1, HUGE_PAGE, arena.nbytes - 1)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    whole, little = allocate(8 * HUGE_PAGE), allocate(HUGE_PAGE)
+    assert _advised(whole.ctypes.data) and not _advised(little.ctypes.data)
+
+
+def _advised(address: int) -> bool:
+    covers = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            covers = int(found[1], 16) <= address < int(found[2], 16)
+        elif covers and line.startswith("VmFlags:"):
+            return "hg" in line.split()
+    raise AssertionError(f"{address:#x} is not mapped")
 
 
 def test_aligned():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from treadle.errors import InvalidBatchSize, InvalidPlan, UnsupportedBatchSize
 from treadle.inference.backends.base import Backend, BoundProgram, LinkRequest
-from treadle.inference.memory import allocate
+from treadle.inference.memory import HUGE_PAGE, allocate
 from treadle.inference.sampling import Sampling
 from treadle.inference.weight_cache import Place, packing_name
 from treadle.plan.context import ExecutionContext
@@ -120,10 +120,7 @@ class Executor:
         """
         self.limits = layout.limits
         self.quote = layout.quote()
-        self.states = {
-            d.id: StateBlockHandle(d.id, d.size_bytes, d.align_bytes, allocate(layout.pages(d) * d.size_bytes))
-            for d in layout.states
-        }
+        self.states = {d.id: _state(d, layout.pages(d)) for d in layout.states}
         registers = allocate(layout.registers_bytes)
         workspace = allocate(layout.workspace_bytes)
         arena = None if place is None else place.find(sum(layout.weight_bytes.values()))
@@ -178,6 +175,12 @@ class Executor:
         """From another thread: ends the running step soon; its `run` raises Cancelled."""
         for program in self._programs:
             program.cancel()
+
+
+def _state(described: StateDescriptor, pages: int) -> StateBlockHandle:
+    """The arena of a state's pages. A short sequence touches a little of every layer's, so it begins in small ones."""
+    arena = allocate(pages * described.size_bytes, small_pages=HUGE_PAGE)
+    return StateBlockHandle(described.id, described.size_bytes, described.align_bytes, arena)
 
 
 def _programs(plans: ModelPlans) -> tuple[CompiledPlan, ...]:

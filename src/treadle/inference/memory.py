@@ -21,13 +21,17 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def allocate(nbytes: int) -> NDArray[np.uint8]:
-    """A zeroed arena of `nbytes` uint8, freed with the last reference to it or to a view of it."""
+def allocate(nbytes: int, *, small_pages: int = 0) -> NDArray[np.uint8]:
+    """A zeroed arena of `nbytes` uint8, freed with the last reference to it or to a view of it.
+
+    Large ones ask for huge pages, but not for their first `small_pages` bytes: a huge page is zeroed whole by who first
+    touches it, which costs about a millisecond where the machine is virtual.
+    """
     if nbytes == 0:
         return np.empty(0, dtype=np.uint8)
     region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if sys.platform == "linux" and nbytes >= 2 * HUGE_PAGE:
-        region.madvise(mmap.MADV_HUGEPAGE)
+    if sys.platform == "linux" and nbytes - small_pages >= 2 * HUGE_PAGE:
+        region.madvise(mmap.MADV_HUGEPAGE, small_pages, nbytes - small_pages)
     return np.frombuffer(region, dtype=np.uint8)
 
 
