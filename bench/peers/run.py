@@ -216,8 +216,8 @@ def model_file(model: str) -> Path:
 def run(options: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     model = model_file(options.model)
     points = list(choose_points(options.points, options.lengths, options.depths, options.batches))
-    space = room(points or [FIRST_TOKEN])
-    sizes = (options.threads, space["max_batch"], max(space["max_length"], WARM_UP.length))
+    space = room([*points, WARM_UP])
+    sizes = (options.threads, space["max_batch"], space["max_length"])
     points += [FIRST_TOKEN] if "load" in options.points else []
 
     def say(text: str) -> None:

@@ -63,8 +63,10 @@ def test_the_usual_points_hold_those_that_the_peers_are_measured_at():
 
 
 def test_room_is_for_the_largest_of_each():
+    """By hand: the first of 4 prompts of 128 is one step ahead of the last of them, a prompt of 600 takes two steps."""
     points = [Point("prefill", 600, 1, 0), Point("decode", 32, 4, 128)]
-    assert room(points) == {"max_batch": 4, "max_length": 600, "tokens": 640}
+    assert [point.lead for point in points] == [2, 2]
+    assert room(points) == {"max_batch": 4, "max_length": 602, "tokens": 4 * (160 + 2)}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +259,15 @@ def test_how_keys_and_values_are_kept_is_chosen_and_told(roomy):
     assert (plain["kv_dtype"], narrow["kv_dtype"]) == ("f16", "f32")
     assert narrow["load"]["quoted_bytes"] > plain["load"]["quoted_bytes"]
     assert "fast, keys and values f32)" in heading(narrow)
+
+
+def test_sequences_that_are_far_ahead_of_others_do_not_end_before_them():
+    """64 prompts of 128 take 19 steps, with each of which the first sequence gets a token."""
+    model, point = "synthetic:llama:tiny:q8_0", Point("decode", 2, 64, 128)
+    engine = open_engine(model, threads=2, numerics="fast", **room([point]))
+    assert measure(engine, point).tokens == 128
+    traced = run_trace(model, point, EngineOptions(threads=2), repeat=2, say=len)
+    assert traced["steps"] == 2
 
 
 def test_of_what_keeps_no_keys_none_is_told():

@@ -1,7 +1,7 @@
 """The first token of a fresh process, or an encoder's first vector: how long from its start, and what memory it took.
 
 Run as a module (MODEL, and options of LLM as JSON) it is that process: loads the model as `treadle run` does, feeds a
-prompt of 32 random tokens, and prints one JSON object.
+prompt of 32 random tokens, prints an empty line once it has the token, and then one JSON object.
 """
 
 import json
@@ -26,12 +26,12 @@ def cold_start(model: str, options: Mapping[str, Any]) -> dict[str, float]:
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        reached = process.stdout.readline()
         seconds = time.perf_counter() - began
-        _, errors = process.communicate()
-    if process.returncode or not line:
+        found, errors = process.communicate()
+    if process.returncode or not reached:
         raise TreadleError(f"a fresh process did not reach its first token: {errors.strip()[-500:]}")
-    return {"first_token_s": seconds, **json.loads(line)}
+    return {"first_token_s": seconds, **json.loads(found)}
 
 
 def main(model: str, options: str) -> None:
@@ -48,9 +48,11 @@ def main(model: str, options: str) -> None:
             llm.engine.encoder.encode([Tokens(ids)])
         else:
             llm.generate({"prompt_token_ids": ids}, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
+        prefill_s = time.perf_counter() - began
+        print(flush=True)
         found = {
             "load_s": llm.info.load_s,
-            "prefill_s": time.perf_counter() - began,
+            "prefill_s": prefill_s,
             "prompt_tokens": PROMPT_TOKENS,
             "quoted_bytes": llm.memory_quote.total_bytes,
             "peak_rss_bytes": peak_rss_bytes(),

@@ -71,7 +71,7 @@ def check_models(matrix: Matrix) -> None:
         if not model.source.startswith("synthetic:"):
             continue
         positions = describe(model.source, EngineOptions()).plans.facts.max_positions
-        longest = max(point.length for point in model.points())
+        longest = max(point.length + point.lead for point in model.points())
         if longest > positions:
             raise InvalidFile(f"{FILE}: {model.name} has {positions} positions; a point of it takes {longest}")
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from treadle.inference.core import EngineCore, StepRecord
     from treadle.inference.request import Request
 
-LEAD = 16
-"""Tokens by which one sequence may be ahead of another once all have had their prompts, and then some."""
+SPARE = 16
+"""Tokens of a sequence beyond those of its point."""
 PAGE = 64
 """A sequence's last page of state may be all but empty; pages hold at most so many tokens."""
 
@@ -43,8 +43,8 @@ def sizes(max_batch: int, max_length: int, tokens: int | None = None) -> dict[st
     ``tokens``."""
     return {
         "max_num_seqs": max_batch,
-        "max_model_len": max_length + LEAD,
-        "state_tokens": (tokens or max_batch * max_length) + max_batch * (LEAD + PAGE),
+        "max_model_len": max_length + SPARE,
+        "state_tokens": (tokens or max_batch * max_length) + max_batch * (SPARE + PAGE),
     }
 
 
@@ -52,8 +52,8 @@ def room(points: Sequence[Point]) -> dict[str, int]:
     """What `sizes` must make room for to run each of the points."""
     return {
         "max_batch": max(point.batch for point in points),
-        "max_length": max(point.length for point in points),
-        "tokens": max(point.batch * point.length for point in points),
+        "max_length": max(point.length + point.lead for point in points),
+        "tokens": max(point.batch * (point.length + point.lead) for point in points),
     }
 
 
@@ -71,7 +71,7 @@ def measure(engine: Engine, point: Point) -> Measurement:
     if core.unfinished:
         raise InvalidRequest("bench needs an engine without other requests")
     generated = point.tokens if point.name == "decode" else 0
-    params = SamplingParams(temperature=0, max_tokens=generated + LEAD, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=generated + point.lead + SPARE, ignore_eos=True)
     prompts = random_prompts(core.vocab_size, point.batch, point.prompt or point.tokens)
     requests = [request for prompt in prompts for request in core.add(prompt, params)]
     try:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+STEP_ROWS: Final = 512
+"""Rows of a step, as EngineOptions has them where nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -28,6 +31,12 @@ class Point:
     def length(self) -> int:
         """Tokens a sequence has at the end."""
         return self.prompt + self.tokens
+
+    @property
+    def lead(self) -> int:
+        """Tokens that the first sequence may have more than the last once all have had their prompts: until then it
+        gets one with each step, and those ahead take rows from the prompts."""
+        return -(-self.batch * (self.prompt or self.tokens) // max(1, STEP_ROWS - self.batch))
 
 
 KINDS: Final = ("prefill", "decode", "batch", "load")

@@ -2,14 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 import msgspec
 
 from treadle.bench.first_token import cold_start
 from treadle.bench.limits import probe_limits
-from treadle.bench.measure import LEAD, measure, room, sizes
+from treadle.bench.measure import SPARE, measure, room, sizes
 from treadle.bench.points import Limits, Measurement, Point, for_encoder
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
@@ -19,6 +19,7 @@ from treadle.inference.memory import peak_rss_bytes
 from treadle.inference.options import EngineOptions
 
 COUNTED_PROMPT = 32
+COUNTED = Point("decode", 4, 2, COUNTED_PROMPT)
 """Counted runs are not timed, so short ones do: two sequences of as many tokens and a few more."""
 WARM_UP_TOKENS = 512
 """The first step of so many rows also waits for the memory that it touches first."""
@@ -41,20 +42,20 @@ def run_bench(
     ``say`` is told what is under way. Raises InvalidRequest where nothing is left to measure.
     """
 
-    def space(positions: int, encodes: bool) -> dict[str, int]:
+    def sizing(positions: int, encodes: bool) -> dict[str, int]:
         fitting, _ = _split(points, positions, encodes)
         if not fitting and not load:
             raise InvalidRequest("no point fits the model's positions: give shorter --lengths and --depths")
-        return room([*fitting, Point("decode", 4, 2, COUNTED_PROMPT)])
+        return sizes(**room([*fitting, COUNTED]))
 
     say("loading")
-    engine = load_engine(model, options, sizing=lambda positions, encodes: sizes(**space(positions, encodes)))
-    positions, encodes = engine.plans.facts.max_positions, engine.encoder is not None
-    fitting, left_out = _split(points, positions, encodes)
+    engine = load_engine(model, options, sizing=sizing)
+    encodes = engine.encoder is not None
+    fitting, left_out = _split(points, engine.plans.facts.max_positions, encodes)
     probes: list[Limits] = []
     runs: list[list[Measurement]] = []
     starts: list[dict[str, float]] = []
-    longest = space(positions, encodes)["max_length"]
+    longest = max(point.length for point in [*fitting, COUNTED])
     measure(engine, Point("encode" if encodes else "prefill", min(WARM_UP_TOKENS, longest), 1, 0))
     for turn in range(repeat):
         say(f"probing the machine's limits, {turn + 1} of {repeat}")
@@ -118,8 +119,8 @@ def _count(engine: Engine, name: str, tokens: int, batch: int) -> tuple[int, int
 def _split(points: Sequence[Point], positions: int, encodes: bool) -> tuple[list[Point], list[Point]]:
     """Those that fit the model's positions, and those that do not."""
     found = for_encoder(points) if encodes else points
-    longest = positions - LEAD
-    return [p for p in found if p.length <= longest], [p for p in found if p.length > longest]
+    fits = [point.length + point.lead + SPARE <= positions for point in found]
+    return list(compress(found, fits)), [point for point, fit in zip(found, fits, strict=True) if not fit]
 
 
 def _weights(engine: Engine) -> dict[str, int]:

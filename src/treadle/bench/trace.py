@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 from treadle.bench.limits import probe_limits
-from treadle.bench.measure import LEAD, random_prompts, sizes
-from treadle.bench.points import Limits, Point, Work
+from treadle.bench.measure import SPARE, random_prompts, sizes
+from treadle.bench.points import STEP_ROWS, Limits, Point, Work
 from treadle.bench.report import settings
 from treadle.errors import InvalidRequest
 from treadle.inference.cost import counting
@@ -15,9 +15,6 @@ from treadle.inference.engine import load
 from treadle.inference.loaded import Engine, OpCost
 from treadle.inference.options import EngineOptions
 from treadle.inference.request import SamplingParams
-
-PROMPT_ROWS: Final = 512
-"""Rows of a step; a longer prompt would be several."""
 
 
 def run_trace(
@@ -37,7 +34,7 @@ def run_trace(
 
     def sizing(positions: int, encodes: bool) -> dict[str, int]:
         asked = _one_step(point, encodes)
-        return sizes(asked.batch, (asked.prompt or asked.tokens) + (0 if encodes else repeat + LEAD))
+        return sizes(asked.batch, (asked.prompt or asked.tokens) + (0 if encodes else repeat + asked.lead))
 
     say("loading")
     engine = load(model, options, sizing=sizing)
@@ -72,8 +69,8 @@ def _one_step(point: Point, encodes: bool) -> Point:
     if encodes:
         point = Point("encode", point.prompt or point.tokens, point.batch, 0)
     tokens = point.batch * point.tokens
-    if point.name != "decode" and tokens > PROMPT_ROWS:
-        raise InvalidRequest(f"{point.name} of {tokens} tokens is more than one step; trace at most {PROMPT_ROWS}")
+    if point.name != "decode" and tokens > STEP_ROWS:
+        raise InvalidRequest(f"{point.name} of {tokens} tokens is more than one step; trace at most {STEP_ROWS}")
     return point
 
 
@@ -88,7 +85,7 @@ def _steps(engine: Engine, point: Point, repeat: int) -> Iterator[list[int]]:
             yield [op.nanoseconds for op in counters.ops]
         return
     core = engine.core
-    params = SamplingParams(temperature=0, max_tokens=repeat + LEAD, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=repeat + point.lead + SPARE, ignore_eos=True)
     prompts = random_prompts(core.vocab_size, point.batch, point.prompt or point.tokens)
     runs = 1 if point.name == "decode" else repeat + 1
     for run in range(runs):
