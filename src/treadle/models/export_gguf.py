@@ -22,6 +22,7 @@ from treadle.formats.tokenizer_export import tokenizer_metadata
 from treadle.models.checkpoint import Checkpoint
 from treadle.models.config import Config, Declared, Keys, brief
 from treadle.models.decoder import BaseDecoderConfig
+from treadle.models.llama_cpp import check_loadable
 from treadle.models.quantisation import Quantisation, is_exact
 from treadle.models.registry import family_of_gguf
 from treadle.models.rope import FREQUENCY_TENSOR, Rope, gguf_rope
@@ -182,6 +183,7 @@ def _converted(checkpoint: Checkpoint, tensors: Iterable[_Tensor]) -> tuple[GGUF
         extra.append(_Tensor(_info(FREQUENCY_TENSOR, "f32", divisors.shape), lambda: raw))
     infos = {tensor.info.name: tensor.info for tensor in (*extra, *tensors)}
     _check_read_back(config, architecture, metadata, infos, divisors)
+    check_loadable(architecture, infos)
     writer = GGUFWriter(architecture)
     writer.add("general.type", "model")
     writer.add("general.name", path.resolve().name)
