@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain, count, takewhile
+from dataclasses import replace
+from itertools import count, takewhile
 from statistics import median
 from typing import Any, Final, Protocol
 
@@ -13,7 +14,6 @@ import msgspec
 
 from treadle.bench.judge import CONFIDENCE, Judgement, Verdict, exact, judge
 from treadle.bench.points import Point
-from treadle.bench.report import quantile
 
 
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,8 +47,15 @@ class Comparison(msgspec.Struct, frozen=True):
     judgements: dict[str, Judgement]
 
 
-BLOCKS: Final = 4
-"""Of two blocks of each side, in one turn; a decode point's steps are shared out among them."""
+ROUNDS: Final = 4
+"""Of two blocks of each side, on the same sequences."""
+STEPS: Final = 14
+"""Of a decode block, whose longest step stands for the p95: it lies above the 95.2 % quantile of all steps in half of
+such blocks, since 0.952 ** 14 = 0.5."""
+DECODED: Final = 2 * ROUNDS * STEPS
+TURN_SECONDS: Final = 2.0
+"""A turn measures a decode point, on new sequences, until both sides together have taken that long: about what starting
+them takes. More steps a turn or more turns are then worth the same."""
 FIRST_LOOK: Final = 10
 COUNTS: Final = {
     "dispatches": "dispatches",
@@ -68,13 +75,14 @@ def compare(
     max_turns: int,
     say: Callable[[str], None],
 ) -> Comparison:
-    """A judgement of each point's time and p95, and of each count.
+    """A judgement of each point's time and p95, and of each count. Decode points take DECODED tokens; see `to_compare`.
 
     A turn starts both sides, for how a process lies in memory makes it faster or slower for all its life, and takes of
     each point blocks of steps BASE, HEAD, HEAD, BASE, then HEAD, BASE, BASE, HEAD, and so on: a block of a few dozen
-    milliseconds meets the same weather as its neighbours, and what drifts evenly cancels. The median of the ratios is
-    the turn's one. A point is measured until its figures are decided, or `max_turns` are over. They are judged after 10
-    turns, 20, 40, ... only, each time with a part of the error that CONFIDENCE leaves: looking often finds no more.
+    milliseconds meets the same weather as its neighbours, and what drifts evenly cancels. The medians of the ratios are
+    the turn's ones. A point is measured until its figures are decided, or `max_turns` are over. They are judged after
+    10 turns, 20, 40, ... only, each time with a part of the error that CONFIDENCE leaves: looking often finds no more.
+    What was decided once stays so.
     """
     planned = looks(max_turns)
     confidence = 1 - (1 - CONFIDENCE) / len(planned)
@@ -95,7 +103,8 @@ def compare(
                 tails[point].append(tail)
         if turn in planned:
             for point in still:
-                found[point] = _judged(point, times[point], tails[point], budgets, confidence)
+                decided = {name: j for name, j in found.get(point, {}).items() if j.verdict is not Verdict.UNDECIDED}
+                found[point] = _judged(point, times[point], tails[point], budgets, confidence) | decided
             still = [p for p in still if any(j.verdict is Verdict.UNDECIDED for j in found[p].values())]
             if not still:
                 break
@@ -129,24 +138,34 @@ def _counts(base: Compared, head: Compared, budgets: Budgets) -> dict[str, Judge
     return {**found, "per-slot fallbacks": Judgement(verdict, ratio, ratio, ratio, 1)}
 
 
+def to_compare(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points with as many tokens as blocks take."""
+    return tuple(replace(point, tokens=DECODED) if point.name == "decode" else point for point in points)
+
+
 def _turn(base: Compared, head: Compared, point: Point, head_leads: bool) -> tuple[float, float]:
     """The ratios of the point's time and of the p95 of its steps. Each side follows itself as often as the other."""
-    steps = max(1, point.tokens // (2 * BLOCKS)) if point.name == "decode" else 1
+    decodes = point.name == "decode"
+    steps = STEPS if decodes else 1
     first, second = (head, base) if head_leads else (base, head)
     for side in (first, second):
         side.open(point)
         side.steps(steps)  # not counted: memory is touched for the first time
-        side.open(point)
-    ratios, of_first, of_second = [], list[float](), list[float]()
-    for block in range(BLOCKS):
-        order = (second, first) if block % 2 else (first, second)
-        took = [(side, side.steps(steps)) for side in (*order, *order[::-1])]
-        one, other = ([found for side, found in took if side is which] for which in (first, second))
-        ratios.append(math.sqrt(math.prod(_time(point, o) / _time(point, f) for f, o in zip(one, other, strict=True))))
-        of_first += chain.from_iterable(one)
-        of_second += chain.from_iterable(other)
-    ratio, tail = median(ratios), quantile(sorted(of_second), 0.95) / quantile(sorted(of_first), 0.95)
-    return (1 / ratio, 1 / tail) if head_leads else (ratio, tail)
+    times, tails = list[float](), list[float]()
+    measured = 0.0
+    while not times or (decodes and measured < TURN_SECONDS):
+        for side in (first, second):
+            side.open(point)
+        for n in range(ROUNDS):
+            order = (second, first) if n % 2 else (first, second)
+            took = [(side, side.steps(steps)) for side in (*order, *order[::-1])]
+            one, other = ([found for side, found in took if side is which] for which in (first, second))
+            pairs = list(zip(one, other, strict=True))
+            times.append(math.sqrt(math.prod(_time(point, o) / _time(point, f) for f, o in pairs)))
+            tails += [max(o) / max(f) for f, o in pairs]
+            measured += sum(map(sum, (*one, *other)))
+    time, tail = median(times), median(tails)
+    return (1 / time, 1 / tail) if head_leads else (time, tail)
 
 
 def _time(point: Point, steps: Sequence[float]) -> float:
@@ -167,7 +186,7 @@ def _judged(
 
 def table(comparison: Comparison) -> str:
     """For people."""
-    lines = [f"{'HEAD over BASE':44} {'median':>8} {f'{CONFIDENCE:.0%} interval':>19} {'turns':>6}"]
+    lines = [f"{'HEAD over BASE':44} {'ratio':>8} {f'{CONFIDENCE:.0%} interval':>19} {'turns':>6}"]
     for name, it in comparison.judgements.items():
         interval = "exact" if it.turns == 1 and it.low == it.high else f"{it.low:.3f} to {it.high:.3f}"
         lines.append(f"{name:44} {it.ratio:8.3f} {interval:>19} {it.turns:6}  {it.verdict}")

@@ -11,7 +11,7 @@ from treadle.cli.status_line import status_line
 
 NOTES = """\
 Both commits are built beside the repository (build/compare) and run side by side in fresh processes each turn, a few
-steps of one and a few of the other; a point is decided once the interval of its median ratio lies on one side of its
+steps of one and a few of the other; a figure is decided once the interval of its ratio lies on one side of its
 budget (governance/benchmarks.toml). The interval holds with 99 % confidence, however often it was looked at. Exit code
 0: all is within budget; 1: something is beyond it; 3: nothing is beyond it, but noise left something undecided."""
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     import msgspec
 
-    from treadle.bench.compare import compare, table
+    from treadle.bench.compare import compare, table, to_compare
     from treadle.bench.judge import CONFIDENCE, Verdict
     from treadle.bench.matrix import read_matrix
     from treadle.bench.measure import points_of, room
@@ -44,7 +44,8 @@ def execute(options: argparse.Namespace) -> int:
 
     root = root_of(Path.cwd())
     budgets = read_matrix(root / FOLDER).budgets
-    points = points_of(options.model, choose_points(options.points, options.lengths, options.depths, options.batches))
+    chosen = choose_points(options.points, options.lengths, options.depths, options.batches)
+    points = to_compare(points_of(options.model, chosen))
     with status_line() as say:
         sources = [built(root, commit, say) for commit in (options.base, options.head)]
         base, head = (
