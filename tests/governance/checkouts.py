@@ -29,8 +29,9 @@ def checkout_with(root: Path, governance: dict[str, str], paths: list[str]) -> C
         (root / "governance" / name).write_text(text)
     for path in paths:
         file = root / path if Path(path).suffix else root / path / "file"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(path)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(path)
     commit(root)
     return Checkout(root)
 

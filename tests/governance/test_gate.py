@@ -252,11 +252,16 @@ def test_a_bad_checklist_is_named(old, new, message, checkout):
 
 
 def test_the_projects_own_files_are_sound():
-    """Fifteen items, all in places that exist; phases whose paths exist and whose rows are read."""
+    """Fifteen items, all in places that exist; phases whose paths exist, the files of their own commands among them."""
     own = Checkout.around(Path(__file__).resolve().parent)
     assert len(checklist.read_checklist(own)) == 15
     for phase in phases.read_phases(own).values():
         assert phase.roles
         for criterion in phases.criteria(phase):
             assert all((own.root / path).exists() for path in criterion.covers), criterion.id
+            for word in criterion.command:
+                if "/" in word and criterion.id != "rollback":
+                    assert any(f"{word}/".startswith(f"{path}/") for path in criterion.covers), (
+                        f"{criterion.id}: {word}"
+                    )
     Ledger(phases.records_path(own))
