@@ -34,9 +34,8 @@ from treadle.inference.model_text import ModelText
 from treadle.inference.options import EngineOptions, Sizing
 from treadle.inference.state import StatePool
 from treadle.inference.weight_cache import Place, SourceFile, source_name
-from treadle.models.checkpoint import Checkpoint, open_checkpoint, open_synthetic
+from treadle.models.checkpoint import Checkpoint, is_synthetic, open_checkpoint, open_synthetic
 from treadle.models.quantisation import Quantisation
-from treadle.models.synthetic import is_synthetic
 from treadle.plan.ir import DType, ModelPlans
 from treadle.plan.views import StepLimits, TensorView
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from treadle.errors import ModelNotFound
 from treadle.formats.gguf import GGUFFile
 from treadle.formats.json_file import read_json
-from treadle.formats.synthetic import SyntheticTensors
 from treadle.formats.tensors import TensorSource
 from treadle.models.compile import CompileOptions, compile_model
 from treadle.models.config import Config, Keys
 from treadle.models.quantisation import Quantisation
 from treadle.models.registry import Family, family_of_file, family_of_gguf, family_of_json
 from treadle.models.spec import Architecture
-from treadle.models.synthetic import synthetic_tensors
 from treadle.models.weights import CheckpointWeights
 from treadle.plan.ir import ModelPlans
 
+if TYPE_CHECKING:
+    from treadle.formats.synthetic import SyntheticTensors
+
 CONFIG_NAME = "config.json"
+SYNTHETIC: Final = "synthetic:"
+"""What begins the name of a model that is no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,14 @@ def open_checkpoint(
     return _open_gguf(path, quantisation, own)
 
 
+def is_synthetic(model: str | os.PathLike[str]) -> bool:
+    return isinstance(model, str) and model.startswith(SYNTHETIC)
+
+
 def open_synthetic(model: str, quantisation: Quantisation | None = None) -> Checkpoint:
     """The checkpoint that "synthetic:FAMILY:SHAPE:TYPE" describes; there is no file. Raises UnsupportedModel."""
+    from treadle.models.synthetic import synthetic_tensors  # a model that is a file needs none of it
+
     tensors = synthetic_tensors(model)
     return _gguf_checkpoint(Path(model), tensors, quantisation)
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,8 +13,7 @@ from treadle.errors import UnsupportedModel
 from treadle.formats.synthetic import RANDOM_TYPES, SyntheticTensors
 from treadle.formats.tensors import BLOCK_SIZES
 from treadle.models import synthetic_recurrent as recurrent
-
-PREFIX: Final = "synthetic:"
+from treadle.models.checkpoint import SYNTHETIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +97,6 @@ MIXES: Final[Mapping[str, Callable[[str, int, int, int], str]]] = {"q4_k_m": _q4
 """Types by tensor: (name without layer and suffix, layer or -1, layers, columns) -> type."""
 
 
-def is_synthetic(model: str | os.PathLike[str]) -> bool:
-    return isinstance(model, str) and model.startswith(PREFIX)
-
-
 def synthetic_tensors(model: str) -> SyntheticTensors:
     """The tensors and metadata of "synthetic:FAMILY:SHAPE:TYPE".
 
@@ -130,7 +124,7 @@ def _mixed(mix: Callable[[str, int, int, int], str] | None, name: str, layers: i
 
 
 def _parts(model: str) -> tuple[str, str, str]:
-    parts = model.removeprefix(PREFIX).split(":")
+    parts = model.removeprefix(SYNTHETIC).split(":")
     if len(parts) != 3:
         raise UnsupportedModel(f"{model!r}: expected FAMILY:SHAPE:TYPE, as in llama:1b:q4_k")
     types = (*RANDOM_TYPES, *MIXES)
