@@ -181,6 +181,15 @@ def test_a_fresh_process_gives_its_times_and_memory(roomy):
     assert 1e6 < found["peak_rss_bytes"] < 2e9
 
 
+def test_a_process_that_says_all_at_once_is_heard(tmp_path, monkeypatch):
+    """Its facts may lie in the pipe as soon as its token does."""
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\nprintf '\\n{\"load_s\": 0.25}\\n'\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(worker))
+    assert cold_start("model", {})["load_s"] == 0.25
+
+
 def test_a_fresh_process_that_fails_says_why(tmp_path):
     with pytest.raises(TreadleError, match="nothing-here"):
         cold_start(str(tmp_path / "nothing-here"), {"threads": 1, "numerics": "fast"})

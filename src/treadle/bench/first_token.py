@@ -28,8 +28,9 @@ def cold_start(model: str, options: Mapping[str, Any]) -> dict[str, float]:
         assert process.stdout is not None
         reached = process.stdout.readline()
         seconds = time.perf_counter() - began
-        found, errors = process.communicate()
-    if process.returncode or not reached:
+        found = process.stdout.readline()
+        _, errors = process.communicate()
+    if process.returncode or not (reached and found):
         raise TreadleError(f"a fresh process did not reach its first token: {errors.strip()[-500:]}")
     return {"first_token_s": seconds, **json.loads(found)}
 
