@@ -222,7 +222,9 @@ def test_the_checklist_runs_what_proves_it(checkout, monkeypatch, capsys):
     assert (two.proven, two.told) == (False, ["`true`: ", "`sh -c 'echo broken; exit 3'` ended with 3: broken"])
     monkeypatch.chdir(checkout.root)
     assert main(["gate", "checklist"]) == 1
-    assert "NOT PROVEN  Two" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOT PROVEN  Two" in out
+    assert out.splitlines()[-1] == "1 of 2 proven; 2: `sh -c 'echo broken; exit 3'` ended with 3: broken"
     assert main(["gate", "checklist", "--only", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["proven"] is True
     with pytest.raises(InvalidRequest, match="item 7 is not on the checklist; it has 2"):

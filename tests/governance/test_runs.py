@@ -161,7 +161,7 @@ def test_an_item_of_the_checklist_takes_the_run_on_record(checkout, monkeypatch,
 
     def row():
         code = main(["gate", "checklist"])
-        title, *lines = capsys.readouterr().out.splitlines()
+        title, *lines, _ = capsys.readouterr().out.splitlines()
         return code, title.split("  ")[1].strip(), [line.strip() for line in lines]
 
     assert row() == (1, "NOT PROVEN", ["parity on record: missing: run `treadle parity --record`"])

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treadle.cli.status_line import status_line
 
 if TYPE_CHECKING:
+    from treadle.governance.checklist import Row
     from treadle.governance.sources import Checkout
 
 NOTES = """\
@@ -63,7 +65,15 @@ def show_checklist(checkout: "Checkout", options: argparse.Namespace) -> int:
             print(f"{row.number:2}  {mark:10}  {row.title} ({row.seconds:.0f} s)")
             for line in row.told:
                 print(f"                {line}")
+        print(summary(rows))
     return 0 if all(row.proven for row in rows) else 1
+
+
+def summary(rows: "Sequence[Row]") -> str:
+    """The last line, which is what a record of the checklist keeps: how many are proven, and why one is not."""
+    failed = [row for row in rows if not row.proven]
+    shown = [f"{len(rows) - len(failed)} of {len(rows)} proven", *(f"{row.number}: {row.told[-1]}" for row in failed)]
+    return "; ".join(shown)
 
 
 def show_phases(checkout: "Checkout", options: argparse.Namespace) -> int:
