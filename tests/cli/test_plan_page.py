@@ -72,6 +72,30 @@ def test_an_encoder_pools_behind_its_layers(tmp_path):
     assert layers[2:-1] == [layer for layer in range(3) for _ in range(6)]
 
 
+def test_rows_of_small_tables_are_read_without_what_pads_them(tmp_path):
+    """One row of words, one of positions and one of the two types: as f32, though strips of 16 rows are stored."""
+    found = describe(encoders.save("bert", tmp_path), EngineOptions())
+    stage, place = found.plan_dict["stages"][0], found.placement["stages"][0]
+    shapes = {weight["name"]: weight["shape"] for weight in stage["weights"]}
+    tables = [shapes[name] for name in stage["instructions"][0]["weights"].values()]
+    assert [2, tables[0][1]] in tables
+    assert place["reads"][0]["weights"] == sum(4 * cols for _, cols in tables)
+
+
+def test_the_plan_says_what_runs_slot_by_slot(tiny_checkpoint, capsys):
+    path = str(tiny_checkpoint("llama-bias"))
+    for backend, loops in (("cpu", {}), ("reference", {"multihead_attention": 3})):
+        asked = ["plan", path, "--backend", backend, *(["--allow-per-slot"] if loops else [])]
+        assert main([*asked, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["per_slot"] == loops
+        assert main(asked) == 0
+        told = "3 multihead_attention" if loops else "no instruction"
+        assert capsys.readouterr().err.strip().endswith(f"; slot by slot: {told}")
+        description = describe(path, EngineOptions(backend=backend, allow_per_slot=bool(loops)))
+        stage, place = description.plan_dict["stages"][-1], description.placement["stages"][-1]
+        assert [stage["instructions"][i]["opcode"] for i in place["per_slot"]] == 3 * list(loops)
+
+
 def test_names_cannot_leave_the_script_element():
     text = embedded({"name": "</script><script>alert(1)</script>"})
     assert "<" not in text

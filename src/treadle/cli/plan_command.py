@@ -53,9 +53,8 @@ def execute(options: argparse.Namespace) -> int:
     if options.memory:
         show_memory(description, as_json=options.json)
     elif options.json:
-        print(
-            json.dumps({**description.plan_dict, "certified": description.info.certified, **ran_on(description.info)})
-        )
+        about = {"certified": description.info.certified, "per_slot": description.per_slot}
+        print(json.dumps({**description.plan_dict, **about, **ran_on(description.info)}))
     else:
         print(description.plan_text)
         print(heading(description), file=sys.stderr)
@@ -65,9 +64,10 @@ def execute(options: argparse.Namespace) -> int:
 def heading(description: "Description") -> str:
     info = description.info
     certified = "certified" if info.certified else "uncertified"
+    loops = ", ".join(f"{count} {name}" for name, count in description.per_slot.items())
     return (
         f"{info.model} on {info.backend}{' (the fallback)' if info.instead_of else ''}, {info.numerics}, {certified}, "
-        f"sequences of at most {info.max_model_len} tokens"
+        f"sequences of at most {info.max_model_len} tokens; slot by slot: {loops or 'no instruction'}"
     )
 
 

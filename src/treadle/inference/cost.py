@@ -88,6 +88,7 @@ def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics)
     """The costs of a program's instructions, in order."""
     states = {state.id: state for state in program.plan.state_descs}
     stored = {binding.name: nbytes for binding, nbytes in layout.weight_bytes.items()}
+    rows = {binding.name: nbytes for binding, nbytes in layout.row_bytes.items()}
     dtypes = {binding.name: dtype for binding, dtype in layout.dtypes.items()}
     found: list[InstructionCost] = []
     named = [(i, [program.weight_bindings[w] for w in i.weights if w != NO_WEIGHT]) for i in program.plan.instructions]
@@ -100,7 +101,7 @@ def instruction_costs(program: CompiledPlan, layout: Layout, numerics: Numerics)
             InstructionCost(
                 opcode=instruction.opcode,
                 layer=-1 if layer == BEHIND else layer,
-                reads=_reads(instruction.opcode, params, weights, stored),
+                reads=_reads(instruction.opcode, params, weights, stored, rows),
                 row=_operations(instruction.opcode, params, weights, dtypes, numerics),
                 key_operations=_key_operations(params),
                 state_bytes_per_token=-(-state.size_bytes // state.page_tokens) if state is not None and paged else 0,
@@ -132,12 +133,18 @@ def _chosen(params: Params | None, weight: WeightBinding) -> tuple[int, int]:
 
 
 def _reads(
-    opcode: Opcode, params: Params | None, weights: Iterable[WeightBinding], stored: Mapping[str, int]
+    opcode: Opcode,
+    params: Params | None,
+    weights: Iterable[WeightBinding],
+    stored: Mapping[str, int],
+    rows: Mapping[str, int],
 ) -> dict[str, int]:
-    """Packed bytes that one token reads, by weight."""
+    """Packed bytes that one token reads, by weight. `stored`, `rows`: of all of a weight, and of a table's row."""
+    if opcode is Opcode.EMBEDDING:
+        return {weight.name: rows[weight.name] for weight in weights}
     found = {}
     for weight in weights:
-        part, whole = (1, weight.shape[0]) if opcode is Opcode.EMBEDDING else _chosen(params, weight)
+        part, whole = _chosen(params, weight)
         found[weight.name] = stored[weight.name] * part // whole
     return found
 

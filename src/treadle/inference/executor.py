@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +15,16 @@ from treadle.inference.memory import HUGE_PAGE, allocate
 from treadle.inference.sampling import Sampling
 from treadle.inference.weight_cache import Place, packing_name
 from treadle.plan.context import ExecutionContext
-from treadle.plan.ir import CompiledPlan, DType, ModelPlans, Stage, StateDescriptor, WeightBinding
+from treadle.plan.ir import (
+    NO_WEIGHT,
+    CompiledPlan,
+    DType,
+    ModelPlans,
+    Opcode,
+    Stage,
+    StateDescriptor,
+    WeightBinding,
+)
 from treadle.plan.mapping import map_registers
 from treadle.plan.verify import verify
 from treadle.plan.views import PhysicalMapping, StateBlockHandle, StepLimits, WeightSource
@@ -41,16 +50,21 @@ class MemoryQuote(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The sizes behind a quote. Weights are told apart by what they are, not by a program's numbering."""
+    """The sizes behind a quote, and how the backend takes a batch. Weights are told apart by what they are, not by a
+    program's numbering."""
 
     programs: tuple[CompiledPlan, ...]
     limits: StepLimits
     dtypes: Mapping[WeightBinding, DType]
     weight_bytes: Mapping[WeightBinding, int]
+    row_bytes: Mapping[WeightBinding, int]
+    """Of one row of a table that an embedding looks rows up in; the whole may be padded."""
     mappings: tuple[PhysicalMapping, ...]
     registers_bytes: int
     workspace_bytes: int
     states: tuple[StateDescriptor, ...]
+    per_slot: tuple[frozenset[int], ...]
+    """Of each program the instructions that the backend runs slot by slot."""
 
     def pages(self, state: StateDescriptor) -> int:
         return self.limits.state_pages if state.page_tokens else self.limits.max_batch
@@ -95,10 +109,12 @@ def lay_out(
         limits=limits,
         dtypes=dtypes,
         weight_bytes={binding: backend.weight_bytes(binding, dtype) for binding, dtype in dtypes.items()},
+        row_bytes={table: _row_bytes(backend, table, dtypes[table]) for table in _tables(programs)},
         mappings=mappings,
         registers_bytes=max(mapping.total_bytes for mapping in mappings),
         workspace_bytes=max(backend.workspace_bytes(p, _by_index(p, dtypes), limits) for p in programs),
         states=programs[0].plan.state_descs,
+        per_slot=tuple(backend.table.per_slot(program) for program in programs),
     )
 
 
@@ -212,6 +228,20 @@ def _identity(binding: WeightBinding) -> WeightBinding:
 
 def _read_dtypes(programs: tuple[CompiledPlan, ...], source: WeightSource) -> dict[WeightBinding, DType]:
     return {_identity(b): source.dtype(b) for program in programs for b in program.weight_bindings}
+
+
+def _tables(programs: Iterable[CompiledPlan]) -> Iterator[WeightBinding]:
+    """What embeddings look rows up in."""
+    for program in programs:
+        for instruction in program.plan.instructions:
+            if instruction.opcode is Opcode.EMBEDDING:
+                yield from (_identity(program.weight_bindings[w]) for w in instruction.weights if w != NO_WEIGHT)
+
+
+def _row_bytes(backend: Backend, table: WeightBinding, dtype: DType) -> int:
+    """Of so many rows that none is there to pad them."""
+    rows = 1024
+    return backend.weight_bytes(msgspec.structs.replace(table, shape=(rows, *table.shape[1:])), dtype) // rows
 
 
 def _by_index(program: CompiledPlan, dtypes: Mapping[WeightBinding, DType]) -> dict[int, DType]:

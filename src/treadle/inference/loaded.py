@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,12 @@ class Description:
         from treadle.inference.placement import placement
 
         return placement(self.plans, self.layout)
+
+    @cached_property
+    def per_slot(self) -> dict[str, int]:
+        """Name of an op that the backend runs slot by slot -> how many of the last program's instructions it is."""
+        instructions = self.layout.programs[-1].plan.instructions
+        return dict(Counter(instructions[i].opcode.name.lower() for i in sorted(self.layout.per_slot[-1])))
 
     @property
     def plan_hash(self) -> str:

@@ -9,12 +9,11 @@ import msgspec
 from treadle.inference.cost import instruction_costs
 from treadle.inference.executor import Layout
 from treadle.plan.ir import CompiledPlan, ModelPlans
-from treadle.plan.views import PhysicalMapping
 
 
 def placement(plans: ModelPlans, layout: Layout) -> dict[str, Any]:
     """For each stage its registers' buffers, weights as packed, and of each instruction its layer (-1: outside the
-    layers) and the bytes that it reads for one token.
+    layers) and the bytes that it reads for one token; `per_slot`: the instructions that the backend runs slot by slot.
 
     Stages are in the order of `plans.stages()`; `limits` and pages are those of the quote.
     """
@@ -28,10 +27,12 @@ def placement(plans: ModelPlans, layout: Layout) -> dict[str, Any]:
 
 def _stage(compiled: CompiledPlan, layout: Layout) -> dict[str, Any]:
     stored = {binding.name: (dtype, layout.weight_bytes[binding]) for binding, dtype in layout.dtypes.items()}
-    mapping = _mapping(compiled, layout)
+    program = _program(compiled, layout)
+    mapping = layout.mappings[program]
     costs = instruction_costs(compiled, layout, "fast")  # bytes are the same in all numerics
     return {
         "layers": [cost.layer for cost in costs],
+        "per_slot": sorted(layout.per_slot[program]),
         "buffer_of": list(mapping.buffer_of),
         "buffer_bytes": list(mapping.buffer_bytes),
         "weights": [
@@ -49,9 +50,9 @@ def _stage(compiled: CompiledPlan, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _mapping(compiled: CompiledPlan, layout: Layout) -> PhysicalMapping:
-    """That of the program which runs this stage: equal stages share one."""
-    for program, mapping in zip(layout.programs, layout.mappings, strict=True):
+def _program(compiled: CompiledPlan, layout: Layout) -> int:
+    """The program which runs this stage: equal stages share one."""
+    for i, program in enumerate(layout.programs):
         if program.plan == compiled.plan and program.register_specs == compiled.register_specs:
-            return mapping
+            return i
     raise AssertionError(f"stage {compiled.stage.name} was not laid out")

@@ -57,6 +57,11 @@ class AdapterTable(Generic[A]):
             raise UnsupportedOpcode(f"backend {self.backend} has no adapter for opcode {opcode}")
         return entry
 
+    def per_slot(self, compiled: CompiledPlan) -> frozenset[int]:
+        """The instructions of a plan, by index, whose adapters loop over slots."""
+        found = ((i, self.capabilities[op.opcode]) for i, op in enumerate(compiled.plan.instructions))
+        return frozenset(i for i, capability in found if capability and capability.batch is BatchSupport.PER_SLOT)
+
     def require(
         self,
         compiled: CompiledPlan,
