@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from treadle.governance.runs import BENCHMARKS, PARITY, record_benchmark, record_parity
 from treadle.governance.sources import Checkout
 
 
@@ -47,3 +48,13 @@ def bench_report(model, per_slot_fallbacks=0):
     """What a record needs of a report of `run_matrix`."""
     found = {"name": model, "model": model, "plan": "p", "isa": "avx2", "points": [{"name": "prefill"}]}
     return {**found, "per_slot_fallbacks": per_slot_fallbacks}
+
+
+def parity_record(checkout: Checkout, *cases, matrix=b"matrix"):
+    """A run of these cases, begun and recorded."""
+    return record_parity(checkout, checkout.begin(PARITY.covers), cases, matrix, {"torch": "2"})
+
+
+def bench_record(checkout: Checkout, model, **report):
+    """The same of a model of the benchmark matrix."""
+    return record_benchmark(checkout, checkout.begin(BENCHMARKS.covers), bench_report(model, **report))

@@ -5,17 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.governance.checkouts import bench_report, checkout_with, commit, parity_case
+from tests.governance.checkouts import bench_record, checkout_with, commit, parity_case, parity_record
 
 from treadle.cli.main import main
 from treadle.errors import InvalidRecord
 from treadle.governance import phases, runs
-from treadle.governance.runs import record_benchmark, record_parity
 from treadle.governance.sources import Checkout, Ran
 
 OWN = Checkout.around(Path(__file__).resolve().parent)
 PHASES = phases.read_phases(OWN)
-VERSIONS = {"torch": "2"}
 
 
 @pytest.fixture
@@ -46,9 +44,9 @@ def checkout(tmp_path, phase, ran):
 def record_all(checkout):
     import tomllib
 
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     for model in tomllib.loads((checkout.folder / "benchmarks.toml").read_text())["model"]:
-        record_benchmark(checkout, bench_report(model["name"]))
+        bench_record(checkout, model["name"])
 
 
 def sign(checkout, phase, role):

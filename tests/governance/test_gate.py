@@ -106,6 +106,19 @@ def test_changes_that_are_not_committed_make_evidence_stale_and_are_not_checked(
         check(checkout)
 
 
+def test_what_changes_while_a_command_runs_is_not_recorded(checkout):
+    text = (checkout.folder / "phases.toml").read_text().replace("exit $(cat src/code)", "git rm -q src/code; exit 0")
+    (checkout.folder / "phases.toml").write_text(text)
+    with pytest.raises(InvalidRecord, match="src/code: has changes that are not committed"):
+        check(checkout)
+    assert not phases.ledger_of(checkout).records
+    commit(checkout.root, src__code="0")
+    begun = checkout.begin(["src"])
+    commit(checkout.root, src__code="1")
+    with pytest.raises(InvalidRecord, match="src changed while it ran: nothing is recorded; run it again"):
+        checkout.stamp(begun)
+
+
 def test_evidence_is_about_paths_that_exist(checkout):
     with pytest.raises(InvalidRequest, match="nowhere/at/all: no such path in the commit"):
         checkout.tree(["src/", "nowhere/at/all"])

@@ -6,12 +6,12 @@ import platform
 from pathlib import Path
 
 import pytest
-from tests.governance.checkouts import bench_report, checkout_with, commit, parity_case
+from tests.governance.checkouts import bench_record, checkout_with, commit, parity_case, parity_record
 
 from treadle.cli.main import main
 from treadle.errors import InvalidFile, InvalidRecord
 from treadle.governance import phases, runs
-from treadle.governance.runs import BENCHMARKS, PARITY, record_benchmark, record_parity
+from treadle.governance.runs import BENCHMARKS, PARITY
 from treadle.governance.sources import Checkout, machine
 
 PHASES = """
@@ -40,7 +40,6 @@ record = "parity"
 proofs = [["echo", "alive"]]
 """
 MATRIX = '[[model]]\nname = "a"\n[[model]]\nname = "b"\n'
-VERSIONS = {"torch": "2"}
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def checkout(tmp_path):
 
 def measured(checkout, *models, **report):
     for model in models:
-        record_benchmark(checkout, bench_report(model, **report))
+        bench_record(checkout, model, **report)
 
 
 def standing(checkout):
@@ -65,7 +64,7 @@ def check(checkout):
 def test_a_phase_takes_the_runs_on_record(checkout):
     with pytest.raises(InvalidRecord, match="phase one: parity is missing: run `treadle parity --record`"):
         check(checkout)
-    record_parity(checkout, [parity_case(), parity_case(case="mqa")], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case(), parity_case(case="mqa"))
     measured(checkout, "a")
     with pytest.raises(InvalidRecord, match="phase one: speed is missing: run `treadle bench matrix --record`"):
         check(checkout)
@@ -78,7 +77,7 @@ def test_a_phase_takes_the_runs_on_record(checkout):
 
 
 def test_a_run_older_than_the_code_is_refused_in_one_line(checkout, monkeypatch, capsys):
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     measured(checkout, "a", "b")
     check(checkout)
     commit(checkout.root, src__treadle__cli__file="no arithmetic")
@@ -96,7 +95,7 @@ def test_a_run_older_than_the_code_is_refused_in_one_line(checkout, monkeypatch,
 
 
 def test_one_model_measured_on_other_code_makes_the_benchmarks_stale(checkout):
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     measured(checkout, "a", "b")
     commit(checkout.root, native__file="faster")
     measured(checkout, "b")
@@ -106,10 +105,10 @@ def test_one_model_measured_on_other_code_makes_the_benchmarks_stale(checkout):
 
 
 def test_a_run_that_failed_is_recorded_and_refused(checkout):
-    record_parity(checkout, [parity_case(), parity_case("failed", case="mqa")], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case(), parity_case("failed", case="mqa"))
     with pytest.raises(InvalidRecord, match=r"parity is failed: .*: 1 passed, 1 failed: llama/mqa cpu exact f32"):
         check(checkout)
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     measured(checkout, "a", per_slot_fallbacks=3)
     measured(checkout, "b")
     with pytest.raises(InvalidRecord, match=r"speed is failed: .*: a, 1 points, 3 per-slot fallbacks"):
@@ -122,19 +121,19 @@ def test_what_a_record_of_parity_says(checkout):
         parity_case(case="mqa", rel_err=3e-6),
         parity_case("failed", backend="reference", rel_err=None, noise=None, top1=None, identity=None),
     ]
-    found = record_parity(checkout, cases, b"matrix", VERSIONS)
+    found = parity_record(checkout, *cases)
     assert (found.passed, found.failed) == (2, ["llama/gqa reference exact f32"])
     assert found.kernels == {"cpu": "k"}
     assert found.worst == {"cpu exact f32": {"rel_err": 3e-6, "noise": 1e-7, "top1": 1.0}, "reference exact f32": {}}
     assert found.commit == checkout.commit()
     assert found.tree == checkout.tree(PARITY.covers)
     for changed, field in (("plan_hash", "plans"), ("weights_hash", "weights")):
-        other = record_parity(checkout, [{**cases[0], changed: "x"}, *cases[1:]], b"matrix", VERSIONS)
+        other = parity_record(checkout, {**cases[0], changed: "x"}, *cases[1:])
         assert {name for name in ("plans", "weights", "matrix") if getattr(other, name) != getattr(found, name)} == {
             field
         }
-    assert record_parity(checkout, cases[::-1], b"other", VERSIONS).matrix != found.matrix
-    assert record_parity(checkout, cases[::-1], b"matrix", VERSIONS).plans == found.plans
+    assert parity_record(checkout, *cases[::-1], matrix=b"other").matrix != found.matrix
+    assert parity_record(checkout, *cases[::-1]).plans == found.plans
 
 
 def test_a_record_says_which_machine_it_was():
@@ -144,7 +143,7 @@ def test_a_record_says_which_machine_it_was():
 
 
 def test_an_edited_run_is_refused(checkout, monkeypatch, capsys):
-    record_parity(checkout, [parity_case("failed")], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case("failed"))
     path = checkout.folder / PARITY.file
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "failed": [], "passed": 1}) + "\n")
@@ -165,16 +164,16 @@ def test_an_item_of_the_checklist_takes_the_run_on_record(checkout, monkeypatch,
         return code, title.split("  ")[1].strip(), [line.strip() for line in lines]
 
     assert row() == (1, "NOT PROVEN", ["parity on record: missing: run `treadle parity --record`"])
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     code, mark, (of_record, of_command) = row()
     assert (code, mark, of_command) == (0, "proven", "`echo alive`: alive")
     assert of_record.startswith("parity on record: 2") and of_record.endswith(": 1 passed, 0 failed")
 
-    record_parity(checkout, [parity_case("failed")], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case("failed"))
     code, mark, (line,) = row()
     assert (code, mark) == (1, "NOT PROVEN")
     assert line.startswith("parity on record: failed: ") and line.endswith("1 failed: llama/gqa cpu exact f32")
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     commit(checkout.root, native__file="faster")
     code, mark, (line,) = row()
     assert line.startswith("parity on record: stale: ") and line.endswith("; run `treadle parity --record`")
@@ -186,7 +185,7 @@ def test_an_item_of_the_checklist_takes_the_run_on_record(checkout, monkeypatch,
 
 
 def test_a_benchmark_file_that_cannot_be_read_is_named(checkout):
-    record_parity(checkout, [parity_case()], b"matrix", VERSIONS)
+    parity_record(checkout, parity_case())
     (checkout.folder / "benchmarks.toml").write_text("[")
     with pytest.raises(InvalidFile, match=r"benchmarks\.toml"):
         standing(checkout)

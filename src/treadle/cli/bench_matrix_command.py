@@ -38,17 +38,15 @@ def execute(options: argparse.Namespace) -> int:
     checkout = Checkout.around(Path.cwd())
     if options.list:
         return show_list(checkout, options)
-    if options.record:
-        checkout.begin(BENCHMARKS.covers)  # refuses what is not committed before anything is measured
-
+    begun = checkout.begin(BENCHMARKS.covers) if options.record else None
     matrix = read_matrix(checkout.folder)
     with status_line() as say:
         reports = run_matrix(
             matrix, options.only, threads=options.threads, numerics=options.numerics, repeat=options.repeat, say=say
         )
-    if options.record:
+    if begun is not None:
         for report in reports:
-            record_benchmark(checkout, report)
+            record_benchmark(checkout, begun, report)
     if options.json:
         print(json.dumps({"models": reports}))
     else:

@@ -10,7 +10,7 @@ from treadle.cli.options import positive
 from treadle.cli.status_line import say
 
 if TYPE_CHECKING:
-    from treadle.governance.sources import Checkout
+    from treadle.governance.sources import Begun, Checkout
     from treadle.parity.matrix import Case, Defaults
 
 
@@ -49,7 +49,7 @@ def execute(options: argparse.Namespace) -> int:
         listed = [{"family": case.family, "case": case.name, "class": case.class_name} for case in cases]
         print(json.dumps(listed) if options.json else "\n".join(f"{c['family']}/{c['case']}" for c in listed))
         return 0
-    checkout = _checkout(options) if options.record else None
+    recording = _recording(options) if options.record else None
     if options.flips:
         return _flips(cases, matrix.defaults, options)
     settings = choose_settings(options.backend, options.numerics)
@@ -71,19 +71,19 @@ def execute(options: argparse.Namespace) -> int:
                     print("\n".join(trace_lines(report)))
     finally:
         say("")
-    if checkout is not None:
+    if recording is not None:
         from treadle.governance.runs import record_parity
         from treadle.parity.matrix import MATRIX
         from treadle.parity.run import load_oracle
 
-        record_parity(checkout, totals(reports)["cases"], MATRIX.read_bytes(), load_oracle().versions())
+        record_parity(*recording, totals(reports)["cases"], MATRIX.read_bytes(), load_oracle().versions())
     if options.html:
         Path(options.html).write_text(page(reports), encoding="utf-8")
     print(json.dumps(totals(reports)) if options.json else summary(reports))
     return 0 if all(report.status == "passed" for report in reports) else 1
 
 
-def _checkout(options: argparse.Namespace) -> "Checkout":
+def _recording(options: argparse.Namespace) -> "tuple[Checkout, Begun]":
     """Where a run is recorded. Raises InvalidRequest for a part of the matrix, InvalidRecord for changes that are not
     committed, before anything is run."""
     from treadle.errors import InvalidRequest
@@ -94,8 +94,7 @@ def _checkout(options: argparse.Namespace) -> "Checkout":
     if options.flips or any(getattr(options, part) is not None for part in parts):
         raise InvalidRequest("--record keeps what came of the whole matrix: give no model and no part of it")
     checkout = Checkout.around(Path.cwd())
-    checkout.begin(PARITY.covers)
-    return checkout
+    return checkout, checkout.begin(PARITY.covers)
 
 
 def _flips(cases: Sequence["Case"], defaults: "Defaults", options: argparse.Namespace) -> int:

@@ -116,22 +116,22 @@ def _standing(checkout: Checkout, ledger: Ledger, phase: Phase, criterion: Crite
 def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> dict[str, Standing]:
     """Runs every criterion of a phase that is a command, and records what came of it, failures too.
 
-    Raises InvalidRecord (changes that are not committed; a criterion that is a record which is missing, failed or
-    stale, before anything is run), InvalidRequest.
+    Raises InvalidRecord (changes that are not committed, or made while a command ran; a criterion that is a record
+    which is missing, failed or stale, before anything is run), InvalidRequest.
     """
     phase, ledger = phase_named(checkout, name), ledger_of(checkout)
     commands = [criterion for criterion in criteria(phase) if criterion.record is None]
     checkout.begin(covered(phase))
-    trees = {criterion.id: checkout.tree(criterion.covers) for criterion in commands}
     for criterion in criteria(phase):
         if criterion.record is not None:
             _refuse(phase, {criterion.id: evidence.of_run(checkout, criterion.record)})
     for criterion in commands:
         say(f"{criterion.id}: {' '.join(criterion.command)}")
+        begun = checkout.begin(criterion.covers)
         ran = checkout.run(criterion.command)
         ledger.append(
             Evidence(
-                **checkout.stamp(trees[criterion.id], phase.name),
+                **checkout.stamp(begun, phase.name),
                 criterion=criterion.id,
                 command=criterion.command,
                 exit_code=ran.exit_code,
@@ -155,7 +155,7 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
     _refuse(phase, found)
     record = ledger.append(
         Signature(
-            **checkout.stamp(checkout.tree(covered(phase)), name),
+            **checkout.stamp(checkout.begin(covered(phase)), name),
             role=role,
             identity=identity.strip(),
             note=note.strip(),

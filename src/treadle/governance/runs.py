@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from treadle.governance.ledger import Benchmark, Entry, Ledger, Parity
-from treadle.governance.sources import Checkout, machine, read_toml
+from treadle.governance.sources import Begun, Checkout, machine, read_toml
 
 RunKind = Literal["parity", "benchmarks"]
 
@@ -57,11 +57,11 @@ def latest(checkout: Checkout, kind: RunKind) -> list[Entry]:
     return [measured[model] for model in wanted] if measured.keys() >= set(wanted) else []
 
 
-def record_benchmark(checkout: Checkout, report: Mapping[str, Any]) -> Entry:
-    """Appends a report of `bench.matrix.run_matrix`. Raises InvalidRecord for changes that are not committed."""
+def record_benchmark(checkout: Checkout, begun: Begun, report: Mapping[str, Any]) -> Entry:
+    """Appends a report of `bench.matrix.run_matrix`. Raises InvalidRecord for changes since it was begun."""
     return ledger_of(checkout, BENCHMARKS).append(
         Benchmark(
-            **checkout.stamp(checkout.tree(BENCHMARKS.covers)),
+            **checkout.stamp(begun),
             model=report["name"],
             plan=report["plan"],
             machine=machine(),
@@ -72,15 +72,15 @@ def record_benchmark(checkout: Checkout, report: Mapping[str, Any]) -> Entry:
 
 
 def record_parity(
-    checkout: Checkout, cases: Sequence[Mapping[str, Any]], matrix: bytes, versions: Mapping[str, str]
+    checkout: Checkout, begun: Begun, cases: Sequence[Mapping[str, Any]], matrix: bytes, versions: Mapping[str, str]
 ) -> Entry:
     """Appends what came of all cases of the matrix, as `parity.report.totals` gives them. `matrix`: the file's
-    content; `versions`: of the oracle. Raises InvalidRecord for changes that are not committed."""
+    content; `versions`: of the oracle. Raises InvalidRecord for changes since it was begun."""
     failed = [f"{_name(case)} {_setting(case)}" for case in cases if case["status"] != "passed"]
     identities = [case["identity"] for case in cases if case["identity"] is not None]
     return ledger_of(checkout, PARITY).append(
         Parity(
-            **checkout.stamp(checkout.tree(PARITY.covers)),
+            **checkout.stamp(begun),
             passed=len(cases) - len(failed),
             failed=failed,
             matrix=hashlib.sha256(matrix).hexdigest(),

@@ -44,6 +44,14 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """What a record will be about: paths, and what they held before something was run."""
+
+    paths: tuple[str, ...]
+    tree: str
+
+
+@dataclass(frozen=True, slots=True)
 class Checkout:
     """A checkout of the sources, with its governance folder."""
 
@@ -82,17 +90,20 @@ class Checkout:
             raise InvalidRequest(f"{missing}: no such path in the commit") from None
         return hashlib.sha256("\n".join(map(" ".join, zip(names, found, strict=True))).encode()).hexdigest()
 
-    def stamp(self, tree: str, phase: str = "") -> dict[str, Any]:
-        """What every record begins with; the ledger numbers and chains it. `tree`: of what the record is about."""
-        return {"number": 0, "previous": "", "date": now(), "phase": phase, "commit": self.commit(), "tree": tree}
+    def stamp(self, begun: Begun, phase: str = "") -> dict[str, Any]:
+        """What every record begins with; the ledger numbers and chains it. Raises InvalidRecord where the paths do not
+        hold any more what they held."""
+        if self.tree(begun.paths) != begun.tree:
+            raise InvalidRecord(f"{', '.join(begun.paths)} changed while it ran: nothing is recorded; run it again")
+        return {"number": 0, "previous": "", "date": now(), "phase": phase, "commit": self.commit(), "tree": begun.tree}
 
-    def begin(self, paths: Sequence[str]) -> None:
+    def begin(self, paths: Sequence[str]) -> Begun:
         """Before something is run that a record will be about. Raises InvalidRecord for changes of the paths that are
         not committed, and where what runs here was not made of these sources."""
-        self.tree(paths)
+        begun = Begun(tuple(paths), self.tree(paths))
         package = self.root / "src" / "treadle"
         if not (package / "__init__.py").exists():
-            return
+            return begun
         running = Path(treadle.__file__).resolve().parent
         if running != package.resolve():
             raise InvalidRecord(f"{running} runs, and the record would be about {package}")
@@ -102,6 +113,7 @@ class Checkout:
         for path in (self.root / "native").rglob("*.[ch]pp"):
             if path.stat().st_mtime > built and "tests" not in path.relative_to(self.root).parts:
                 raise InvalidRecord(f"{path.relative_to(self.root)} is newer than the native core: run `make native`")
+        return begun
 
     def run(self, command: Sequence[str]) -> Ran:
         """Runs a command at the root, with this interpreter's programs first on the path."""
