@@ -113,10 +113,10 @@ def test_what_changes_while_a_command_runs_is_not_recorded(checkout):
         check(checkout)
     assert not phases.ledger_of(checkout).records
     commit(checkout.root, src__code="0")
-    begun = checkout.begin(["src"])
+    about = checkout.begin(["src"])
     commit(checkout.root, src__code="1")
     with pytest.raises(InvalidRecord, match="src changed while it ran: nothing is recorded; run it again"):
-        checkout.stamp(begun)
+        checkout.stamp(about)
 
 
 def test_evidence_is_about_paths_that_exist(checkout):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -15,10 +14,10 @@ from treadle.bench.compare import Budgets
 from treadle.bench.points import Point, choose_points
 from treadle.bench.report import run_bench
 from treadle.errors import InvalidFile, InvalidRequest
+from treadle.governance.runs import MATRIX
+from treadle.governance.sources import read_toml
 from treadle.inference.engine import describe
 from treadle.inference.options import EngineOptions
-
-FILE: Final = "benchmarks.toml"
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,11 +51,8 @@ class Matrix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_matrix(folder: Path) -> Matrix:
     """Of a governance folder. Raises InvalidFile."""
-    path = folder / FILE
-    try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Matrix)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise InvalidFile(f"{path}: {error}") from None
+    path = folder / MATRIX
+    found = read_toml(path, Matrix)
     names = [model.name for model in found.model]
     for name in names:
         if names.count(name) > 1:
@@ -73,7 +69,7 @@ def check_models(matrix: Matrix) -> None:
         positions = describe(model.source, EngineOptions()).plans.facts.max_positions
         longest = max(point.length + point.lead for point in model.points())
         if longest > positions:
-            raise InvalidFile(f"{FILE}: {model.name} has {positions} positions; a point of it takes {longest}")
+            raise InvalidFile(f"{MATRIX}: {model.name} has {positions} positions; a point of it takes {longest}")
 
 
 def listing(matrix: Matrix) -> list[str]:

@@ -38,15 +38,15 @@ def execute(options: argparse.Namespace) -> int:
     checkout = Checkout.around(Path.cwd())
     if options.list:
         return show_list(checkout, options)
-    begun = checkout.begin(BENCHMARKS.covers) if options.record else None
+    about = checkout.begin(BENCHMARKS.covers) if options.record else None
     matrix = read_matrix(checkout.folder)
     with status_line() as say:
         reports = run_matrix(
             matrix, options.only, threads=options.threads, numerics=options.numerics, repeat=options.repeat, say=say
         )
-    if begun is not None:
+    if about is not None:
         for report in reports:
-            record_benchmark(checkout, begun, report)
+            record_benchmark(checkout, about, report)
     if options.json:
         print(json.dumps({"models": reports}))
     else:

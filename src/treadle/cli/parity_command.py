@@ -10,7 +10,7 @@ from treadle.cli.options import positive
 from treadle.cli.status_line import say
 
 if TYPE_CHECKING:
-    from treadle.governance.sources import Begun, Checkout
+    from treadle.governance.sources import Checkout, Sources
     from treadle.parity.matrix import Case, Defaults
 
 
@@ -83,7 +83,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0 if all(report.status == "passed" for report in reports) else 1
 
 
-def _recording(options: argparse.Namespace) -> "tuple[Checkout, Begun]":
+def _recording(options: argparse.Namespace) -> "tuple[Checkout, Sources]":
     """Where a run is recorded. Raises InvalidRequest for a part of the matrix, InvalidRecord for changes that are not
     committed, before anything is run."""
     from treadle.errors import InvalidRequest

@@ -127,11 +127,11 @@ def check(checkout: Checkout, name: str, say: Callable[[str], None]) -> dict[str
             _refuse(phase, {criterion.id: evidence.of_run(checkout, criterion.record)})
     for criterion in commands:
         say(f"{criterion.id}: {' '.join(criterion.command)}")
-        begun = checkout.begin(criterion.covers)
+        about = checkout.begin(criterion.covers)
         ran = checkout.run(criterion.command)
         ledger.append(
             Evidence(
-                **checkout.stamp(begun, phase.name),
+                **checkout.stamp(about, phase.name),
                 criterion=criterion.id,
                 command=criterion.command,
                 exit_code=ran.exit_code,
@@ -155,7 +155,7 @@ def sign(checkout: Checkout, name: str, *, role: str, identity: str, note: str) 
     _refuse(phase, found)
     record = ledger.append(
         Signature(
-            **checkout.stamp(checkout.begin(covered(phase)), name),
+            **checkout.stamp(checkout.sources(covered(phase)), name),
             role=role,
             identity=identity.strip(),
             note=note.strip(),

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from treadle.governance.ledger import Benchmark, Entry, Ledger, Parity
-from treadle.governance.sources import Begun, Checkout, machine, read_toml
+from treadle.governance.sources import Checkout, Sources, machine, read_toml
 
 RunKind = Literal["parity", "benchmarks"]
 
@@ -57,11 +57,11 @@ def latest(checkout: Checkout, kind: RunKind) -> list[Entry]:
     return [measured[model] for model in wanted] if measured.keys() >= set(wanted) else []
 
 
-def record_benchmark(checkout: Checkout, begun: Begun, report: Mapping[str, Any]) -> Entry:
+def record_benchmark(checkout: Checkout, about: Sources, report: Mapping[str, Any]) -> Entry:
     """Appends a report of `bench.matrix.run_matrix`. Raises InvalidRecord for changes since it was begun."""
     return ledger_of(checkout, BENCHMARKS).append(
         Benchmark(
-            **checkout.stamp(begun),
+            **checkout.stamp(about),
             model=report["name"],
             plan=report["plan"],
             machine=machine(),
@@ -72,7 +72,7 @@ def record_benchmark(checkout: Checkout, begun: Begun, report: Mapping[str, Any]
 
 
 def record_parity(
-    checkout: Checkout, begun: Begun, cases: Sequence[Mapping[str, Any]], matrix: bytes, versions: Mapping[str, str]
+    checkout: Checkout, about: Sources, cases: Sequence[Mapping[str, Any]], matrix: bytes, versions: Mapping[str, str]
 ) -> Entry:
     """Appends what came of all cases of the matrix, as `parity.report.totals` gives them. `matrix`: the file's
     content; `versions`: of the oracle. Raises InvalidRecord for changes since it was begun."""
@@ -80,7 +80,7 @@ def record_parity(
     identities = [case["identity"] for case in cases if case["identity"] is not None]
     return ledger_of(checkout, PARITY).append(
         Parity(
-            **checkout.stamp(begun),
+            **checkout.stamp(about),
             passed=len(cases) - len(failed),
             failed=failed,
             matrix=hashlib.sha256(matrix).hexdigest(),

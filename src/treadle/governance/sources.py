@@ -44,8 +44,8 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """What a record will be about: paths, and what they held before something was run."""
+class Sources:
+    """What a record is about: paths, and a hash of what they held."""
 
     paths: tuple[str, ...]
     tree: str
@@ -90,20 +90,24 @@ class Checkout:
             raise InvalidRequest(f"{missing}: no such path in the commit") from None
         return hashlib.sha256("\n".join(map(" ".join, zip(names, found, strict=True))).encode()).hexdigest()
 
-    def stamp(self, begun: Begun, phase: str = "") -> dict[str, Any]:
+    def sources(self, paths: Sequence[str]) -> Sources:
+        """As they are now. Raises as `tree`."""
+        return Sources(tuple(paths), self.tree(paths))
+
+    def stamp(self, about: Sources, phase: str = "") -> dict[str, Any]:
         """What every record begins with; the ledger numbers and chains it. Raises InvalidRecord where the paths do not
         hold any more what they held."""
-        if self.tree(begun.paths) != begun.tree:
-            raise InvalidRecord(f"{', '.join(begun.paths)} changed while it ran: nothing is recorded; run it again")
-        return {"number": 0, "previous": "", "date": now(), "phase": phase, "commit": self.commit(), "tree": begun.tree}
+        if self.tree(about.paths) != about.tree:
+            raise InvalidRecord(f"{', '.join(about.paths)} changed while it ran: nothing is recorded; run it again")
+        return {"number": 0, "previous": "", "date": now(), "phase": phase, "commit": self.commit(), "tree": about.tree}
 
-    def begin(self, paths: Sequence[str]) -> Begun:
+    def begin(self, paths: Sequence[str]) -> Sources:
         """Before something is run that a record will be about. Raises InvalidRecord for changes of the paths that are
         not committed, and where what runs here was not made of these sources."""
-        begun = Begun(tuple(paths), self.tree(paths))
+        about = self.sources(paths)
         package = self.root / "src" / "treadle"
         if not (package / "__init__.py").exists():
-            return begun
+            return about
         running = Path(treadle.__file__).resolve().parent
         if running != package.resolve():
             raise InvalidRecord(f"{running} runs, and the record would be about {package}")
@@ -113,7 +117,7 @@ class Checkout:
         for path in (self.root / "native").rglob("*.[ch]pp"):
             if path.stat().st_mtime > built and "tests" not in path.relative_to(self.root).parts:
                 raise InvalidRecord(f"{path.relative_to(self.root)} is newer than the native core: run `make native`")
-        return begun
+        return about
 
     def run(self, command: Sequence[str]) -> Ran:
         """Runs a command at the root, with this interpreter's programs first on the path."""
