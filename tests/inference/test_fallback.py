@@ -112,7 +112,9 @@ def test_the_bench_report_says_it_and_counts_the_loops_over_slots(no_swiglu, tin
     told = json.loads(capsys.readouterr().out)
     assert told["backend"] == "reference" and told["fallback"].startswith("instruction 5 (swiglu) of f32 weights")
     assert told["per_slot_fallbacks"] > 0
-    assert "on reference (numpy, 1 threads, exact), the fallback: instruction 5 (swiglu)" in page.read_text()
+    assert (
+        "on reference (numpy, 1 threads, exact, keys and values f32), the fallback: instruction 5" in page.read_text()
+    )
     assert main(asked) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.endswith(", the fallback: instruction 5 (swiglu) of f32 weights: backend cpu has no adapter for it")

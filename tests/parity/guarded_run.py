@@ -20,8 +20,8 @@ PAGE = mmap.PAGESIZE
 LENGTHS = (66, 1, 9, 65, 20, 3, 33, 7)
 
 
-def guarded(nbytes: int) -> NDArray[np.uint8]:
-    """An arena whose last 64-byte line ends where a page without access begins."""
+def guarded(nbytes: int, *, small_pages: int = 0) -> NDArray[np.uint8]:
+    """As `memory.allocate`: an arena whose last 64-byte line ends where a page without access begins."""
     size = -(-nbytes // PAGE) * PAGE
     region = mmap.mmap(-1, size + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     whole = np.frombuffer(region, np.uint8)
