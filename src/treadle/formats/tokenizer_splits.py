@@ -85,8 +85,8 @@ class Pieces:
             raise UnsupportedModel(f"the pieces {a!r:.80} and {b!r:.80} cannot be told apart")
 
     def splits(self) -> tuple[I64, I64, I64]:
-        """(whole, left, right) for every way to cut a piece into two pieces, in no order. On two threads: NumPy's own loops
-        run beside one another."""
+        """(whole, left, right) for every way to cut a piece into two pieces, in no order. On two threads: NumPy's own
+        loops run beside one another."""
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(self._cut_at, range(1, self._longest)))
         whole, left, right = (np.concatenate([part[i] for part in found] or [_NONE]) for i in range(3))
