@@ -179,6 +179,9 @@ inline constexpr int64_t kMassBlock = 256;
 inline constexpr int64_t kMassCols = int64_t{1} << 22;
 inline constexpr int64_t kMaximaBlock = 64;
 
+inline constexpr int64_t kMostPaired = 16;  // rows
+constexpr int64_t pair_elements(int64_t rows, int64_t cols) { return (rows + 3) / 4 * 4 * cols; }
+
 struct Kernels {
     const char* name;
 
@@ -200,8 +203,14 @@ struct Kernels {
     void (*round_bf16)(const float* x, int64_t cols, uint16_t* y);
     // The same product of bf16 rows (x [rows, ldx], ldx even, made by round_bf16) on any packed type: weights are
     // dequantised exactly to f32, then rounded as rows are (bf16 weights are taken as they are). scratch: as above.
+    // pairs: what pair_bf16 made of the rows, or null; the bits are the same.
     void (*matmul_bf16)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                        int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+                        const uint16_t* pairs, int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue,
+                        std::byte* scratch);
+    // Few rows that meet many strips, as matmul_bf16 of some types reads them sooner than rows: [cols / 2][rows rounded up to
+    // 4][2], in pair_elements. cols % 32 == 0, 2 <= rows <= kMostPaired.
+    bool (*takes_pairs)(DType type);
+    void (*pair_bf16)(const uint16_t* x, int64_t ldx, int64_t rows, int64_t cols, uint16_t* pairs);
     // y[row, k] = sum_n x[row, n] * w[n, k] over all matrix rows n, weights dequantised exactly. w.rows is a multiple of
     // kStripRows, at most kMostTransposed. Rows 16 apart make a chain of fmas; the 16 chains are added in halves.
     void (*matmul_transposed)(const PackedMatrix& w, const float* x, int64_t ldx, int64_t rows, float* y,

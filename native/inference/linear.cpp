@@ -51,6 +51,7 @@ RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, N
 
 void RowInput::serves(const PackedMatrix& w) {
     (takes_i8(w, numerics_) ? wants_i8_ : takes_bf16(w, numerics_) ? wants_bf16_ : wants_f32_) = true;
+    if (takes_bf16(w, numerics_) && kernels_->takes_pairs(w.type)) wants_pairs_ = true;
 }
 
 RowInput::Forms RowInput::take(Carver& carver, int64_t rows, int64_t groups) const {
@@ -67,6 +68,9 @@ RowInput::Pieces RowInput::carve(Carver& team, Carver& own) const {
     pieces.team = take(team, max_rows_, max_groups_);
     pieces.own = take(own, few, std::min(few, max_groups_));
     if (norm_.present) pieces.row = own.take<float>(cols_);
+    if (wants_pairs_)
+        pieces.pairs =
+            own.take<uint16_t>(compute::pair_elements(std::min(max_rows_, compute::kMostPaired), cols_));
     return pieces;
 }
 
@@ -131,7 +135,13 @@ ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int
                             std::byte* shared, std::byte* scratch) const {
     Carver team(shared), own(scratch);
     const RowGroup all{0, rows};
-    return ready(fill(x, ldx, {&all, 1}, gather, worker, carve(team, own)), x, ldx, all, 0);
+    const Pieces pieces = carve(team, own);
+    ReadyRows made = ready(fill(x, ldx, {&all, 1}, gather, worker, pieces), x, ldx, all, 0);
+    if (wants_pairs_ && rows > 1 && rows <= compute::kMostPaired) {  // by every thread for itself
+        worker.kernels.pair_bf16(made.halves, made.ld_halves, rows, cols_, pieces.pairs);
+        made.pairs = pieces.pairs;
+    }
+    return made;
 }
 
 ReadyRows RowInput::prepare_alone(const float* x, int64_t ldx, int64_t rows, const Kernels& kernels,
@@ -177,8 +187,8 @@ void multiply(const Product& product, Range strips, const ReadyRows& rows, const
         kernels.matmul_i8(*product.w, strips.first, strips.last, rows.quants, rows.rows, product.y,
                           product.ldy, product.epilogue, scratch);
     } else if (takes_bf16(*product.w, numerics)) {
-        kernels.matmul_bf16(*product.w, strips.first, strips.last, rows.halves, rows.ld_halves, rows.rows,
-                            product.y, product.ldy, product.epilogue, scratch);
+        kernels.matmul_bf16(*product.w, strips.first, strips.last, rows.halves, rows.ld_halves, rows.pairs,
+                            rows.rows, product.y, product.ldy, product.epilogue, scratch);
     } else {
         kernels.matmul_f32(*product.w, strips.first, strips.last, rows.x, rows.ldx, rows.rows, product.y,
                            product.ldy, product.epilogue, scratch);

@@ -69,6 +69,7 @@ struct ReadyRows {
     const std::byte* quants = nullptr;
     const uint16_t* halves = nullptr;  // bf16
     int64_t ld_halves = 0;
+    const uint16_t* pairs = nullptr;  // of halves, where they help
     int64_t rows = 0;
 };
 
@@ -133,6 +134,7 @@ class RowInput {
     struct Pieces {
         Forms team, own;
         float* row = nullptr;
+        uint16_t* pairs = nullptr;
     };
     Pieces carve(Carver& team, Carver& own) const;
     Forms take(Carver& carver, int64_t rows, int64_t groups) const;
@@ -158,6 +160,7 @@ class RowInput {
     bool gathers_ = false;
     bool wants_i8_ = false;
     bool wants_bf16_ = false;
+    bool wants_pairs_ = false;
     bool wants_f32_ = false;
 };
 

@@ -44,12 +44,18 @@ Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case
     if (form == Form::bf16)
         for (int64_t r = 0; r < c.rows; ++r)
             k.round_bf16(in.x.data() + 1 + r * c.ldx, m.cols, halves.data() + r * ld_halves);
+    const bool paired = k.takes_pairs(m.type) && c.rows > 1 && c.rows <= kMostPaired;
+    Buffer pairs(paired ? 2 * pair_elements(c.rows, m.cols) : 64);
+    if (paired && form == Form::bf16)
+        k.pair_bf16(halves.data(), ld_halves, c.rows, m.cols, reinterpret_cast<uint16_t*>(pairs.data()));
     for (int64_t i = 0; i < splits; ++i) {
         const int64_t s0 = m.strips() * i / splits, s1 = m.strips() * (i + 1) / splits;
         float* out = y.data() + 1;  // misaligned on purpose
         if (quantised) k.matmul_i8(m, s0, s1, xq.data(), c.rows, out, c.ldy, e, scratch.data());
         else if (form == Form::bf16)
-            k.matmul_bf16(m, s0, s1, halves.data(), ld_halves, c.rows, out, c.ldy, e, scratch.data());
+            k.matmul_bf16(m, s0, s1, halves.data(), ld_halves,
+                          paired && i % 2 == 0 ? reinterpret_cast<const uint16_t*>(pairs.data()) : nullptr,
+                          c.rows, out, c.ldy, e, scratch.data());
         else k.matmul_f32(m, s0, s1, in.x.data() + 1, c.ldx, c.rows, out, c.ldy, e, scratch.data());
     }
     return y;
@@ -357,7 +363,7 @@ int main() {
         test_product(type, 37, 96, every);
         test_product(type, 16, 32, {1, 2, 5});
         test_product(type, 1, 64, {1, 3});
-        test_product(type, 112, 576, {1, 8, 17, 50, 64});
+        test_product(type, 112, 576, {1, 8, 16, 17, 50, 64});
     };
     const auto blocks = [](DType type) {
         test_exact_integers(type);

@@ -29,20 +29,23 @@ inline constexpr int64_t kTogether = 4;
 
 struct BlockRows {
     alignas(64) float scales[kTogether][16], minima[kTogether][16];
-    alignas(64) std::byte
-        codes[kTogether][16 * 16];  // 16 bytes a row as the lines have them, row r at 64 (r % 4) + 16 (r / 4)
+    alignas(64) std::byte codes[kTogether][16 * 16];  // 16 bytes a row, row r at 64 (r % 4) + 16 (r / 4)
     alignas(64) uint16_t values[kTogether][16 * 16];  // 16 a row
 };
 
-// Four lines of 16 rows by four bytes become 16 rows of 16 bytes.
+// Four lines of 16 rows by four bytes become 16 rows of 16 bytes, bytes 2i and 2i + 1 of a row being i and i + 8 of the
+// lines: columns i, i + 8, i + 16 and i + 24 are the nibbles of one word.
 TREADLE_INLINE void gather_codes(const std::byte* lines, std::byte* codes) {
     const __m512i a = bload(lines), b = bload(lines + 64), c = bload(lines + 128), d = bload(lines + 192);
     const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
     const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
-    bstore(codes, _mm512_unpacklo_epi64(ab0, cd0));
-    bstore(codes + 64, _mm512_unpackhi_epi64(ab0, cd0));
-    bstore(codes + 128, _mm512_unpacklo_epi64(ab1, cd1));
-    bstore(codes + 192, _mm512_unpackhi_epi64(ab1, cd1));
+    const __m512i turns =
+        _mm512_broadcast_i32x4(_mm_set_epi8(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0));
+    const auto put = [&](int at, __m512i rows) { bstore(codes + at, _mm512_shuffle_epi8(rows, turns)); };
+    put(0, _mm512_unpacklo_epi64(ab0, cd0));
+    put(64, _mm512_unpackhi_epi64(ab0, cd0));
+    put(128, _mm512_unpacklo_epi64(ab1, cd1));
+    put(192, _mm512_unpackhi_epi64(ab1, cd1));
 }
 
 // As widen_bf16.cpp has them.
@@ -69,30 +72,26 @@ TREADLE_INLINE void tabulate_rows(BlockRows& rows, int64_t block, F codes) {
     }
 }
 
-// For each quarter of a row (eight columns) which of its 16 bytes hold the codes, and how far up in them.
+// Where the code of each of a row's columns lies in its word.
 struct Expansion {
-    alignas(64) uint8_t bytes[64];
     alignas(64) uint16_t shifts[32];
-    constexpr Expansion() : bytes(), shifts() {
-        for (int column = 0; column < 32; ++column) {
-            bytes[2 * column] = static_cast<uint8_t>(column % 16);
-            bytes[2 * column + 1] = 0x80;  // a zero
-            shifts[column] = static_cast<uint16_t>(column / 16 * 4);
-        }
+    constexpr Expansion() : shifts() {
+        for (int column = 0; column < 32; ++column)
+            shifts[column] = static_cast<uint16_t>(column / 8 % 2 * 8 + column / 16 * 4);
     }
 };
 inline constexpr Expansion kExpansion;
 
-// Bit 4 of an index tells the high nibble's lowest bit from the low nibble's next: a row's values lie there twice.
+// The permute reads the lowest five bits; the fifth is not the code's, so a row's values lie there twice.
 TREADLE_INLINE void expand_rows(const BlockRows& rows, int64_t block, uint16_t* dst) {
-    const __m512i bytes = _mm512_load_si512(kExpansion.bytes), shifts = _mm512_load_si512(kExpansion.shifts);
+    const __m512i shifts = _mm512_load_si512(kExpansion.shifts);
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) {
         const auto* codes = reinterpret_cast<const __m128i*>(rows.codes[block] + 64 * (r % 4) + 16 * (r / 4));
         const auto* values = reinterpret_cast<const __m256i*>(rows.values[block] + 16 * r);
-        const __m512i spread = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(codes)), bytes);
+        const __m512i words = _mm512_broadcast_i32x4(_mm_load_si128(codes));
         _mm512_store_si512(dst + kBlock * r,
-                           _mm512_permutexvar_epi16(_mm512_srlv_epi16(spread, shifts),
+                           _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, shifts),
                                                     _mm512_broadcast_i64x4(_mm256_load_si256(values))));
     }
 }
@@ -112,6 +111,9 @@ void widen_rows(const std::byte* data, int64_t cols, int64_t k, int64_t depth, i
             gather_codes(strip.lines_of(first + i), rows.codes[i]);
             fetch_block(strip, first + i, ahead);
         }
+        // GCC would take the first block's scales from the registers that were stored, one permute each, on the port that
+        // all else here waits for.
+        asm volatile("" : "+m"(rows));
         for (int64_t i = 0; i < count; ++i) tabulate_rows<Format>(rows, i, codes);
         for (int64_t i = 0; i < count; ++i, dst += kBlock * kStripRows) expand_rows(rows, i, dst);
     }

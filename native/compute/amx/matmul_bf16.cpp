@@ -139,18 +139,17 @@ void one_tile_of_rows(const Bf16Product& p, int64_t strip0, int64_t strip1) {
 }  // namespace
 
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
-    const WidenBf16 pairs = four_bit_wideners(w.type).pairs,
-                    widen = pairs != nullptr ? pairs : bf16_widener(w.type);
+                 const uint16_t* pairs, int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue,
+                 std::byte* scratch) {
+    const WidenBf16 four_bits = four_bit_wideners(w.type).pairs,
+                    widen = four_bits != nullptr ? four_bits : bf16_widener(w.type);
     if (widen == nullptr && rows < kFewestRows)
-        return avx512::table().matmul_bf16(w, strip0, strip1, x, ldx, rows, y, ldy, epilogue, scratch);
-    const Bf16Product p{w,
-                        x,
-                        ldx,
-                        rows,
-                        {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
-                        widen,
-                        reinterpret_cast<uint16_t*>(scratch)};
+        return avx512::table().matmul_bf16(w, strip0, strip1, x, ldx, nullptr, rows, y, ldy, epilogue,
+                                           scratch);
+    const Bf16Product p{w,     x,
+                        ldx,   pairs,
+                        rows,  {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
+                        widen, reinterpret_cast<uint16_t*>(scratch)};
     if (rows > 2 * kTileRows) many_rows(p, strip0, strip1);
     else if (!few_rows_bf16(p, strip0, strip1)) one_tile_of_rows(p, strip0, strip1);
 }

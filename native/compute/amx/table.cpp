@@ -11,6 +11,8 @@ const Kernels& table() {
         Kernels k = avx512::table();
         k.name = TREADLE_ISA_NAME;
         k.matmul_bf16 = matmul_bf16;
+        k.takes_pairs = takes_pairs;
+        k.pair_bf16 = pair_bf16;
         k.attend = attend;
         k.attend_part = attend_part;
         k.attend_merge = attend_merge;

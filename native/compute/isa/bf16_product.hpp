@@ -20,7 +20,9 @@ TREADLE_INLINE int64_t bf16_scratch_bytes(int64_t cols) {
 struct Bf16Product {
     const PackedMatrix& w;
     const uint16_t* x;
-    int64_t ldx, rows;
+    int64_t ldx;
+    const uint16_t* pairs;  // of the rows, or null
+    int64_t rows;
     Output out;
     WidenBf16 widen;
     uint16_t* scratch;  // of bf16_scratch_bytes

@@ -102,11 +102,20 @@ void round_bf16(const float* x, int64_t cols, uint16_t* y) {
     if (cols % 2 != 0) y[cols] = 0;
 }
 
+// Only matrix tiles take them.
+bool takes_pairs(DType /*type*/) { return false; }
+void pair_bf16(const uint16_t* /*x*/, int64_t /*ldx*/, int64_t /*rows*/, int64_t /*cols*/,
+               uint16_t* /*pairs*/) {
+    __builtin_trap();
+}
+
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch) {
+                 const uint16_t* /*pairs*/, int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue,
+                 std::byte* scratch) {
     const Bf16Product p{w,
                         x,
                         ldx,
+                        nullptr,
                         rows,
                         {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
                         bf16_widener(w.type),

@@ -13,6 +13,8 @@ const Kernels& table() {
         .matmul_f32 = matmul_f32,
         .round_bf16 = round_bf16,
         .matmul_bf16 = matmul_bf16,
+        .takes_pairs = takes_pairs,
+        .pair_bf16 = pair_bf16,
         .matmul_transposed = matmul_transposed,
         .unpack_row = unpack_row,
         .encode_row = encode_row,

@@ -15,7 +15,10 @@ void matmul_f32(const PackedMatrix& w, int64_t strip0, int64_t strip1, const flo
                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
 void round_bf16(const float* x, int64_t cols, uint16_t* y);
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
-                 int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);
+                 const uint16_t* pairs, int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue,
+                 std::byte* scratch);
+bool takes_pairs(DType type);
+void pair_bf16(const uint16_t* x, int64_t ldx, int64_t rows, int64_t cols, uint16_t* pairs);
 void matmul_transposed(const PackedMatrix& w, const float* x, int64_t ldx, int64_t rows, float* y,
                        int64_t ldy, std::byte* scratch);
 void unpack_row(const PackedMatrix& w, int64_t row, float* dst);
