@@ -5,9 +5,11 @@ namespace {
 
 // Up to this many rows every thread prepares all of them for itself: cheaper than meeting at a barrier.
 constexpr int64_t kRedundantRows = 4;
-// Pieces of a thread's strips: more where a strip is much work, fewer where each would be over in a microsecond.
-constexpr int64_t kManyRows = 32;
+// Pieces of a thread's strips: more where a strip is much work, fewer where each would be over in a microsecond, and not too
+// small where rows that come to the first cache for a piece meet all its strips there.
+constexpr int64_t kManyRows = 32, kPassingRows = 64;
 constexpr int64_t kManyPieces = 8, kFewPieces = 4;
+constexpr int64_t kStripsToPass = 8;
 
 bool takes_i8(const PackedMatrix& w, Numerics numerics) {
     return numerics == Numerics::fast && !compute::is_float(w.type);
@@ -197,7 +199,8 @@ void multiply(const Product& product, Range strips, const ReadyRows& rows, const
 
 int64_t strip_piece(const Worker& worker, int64_t strips, int64_t rows) {
     if (worker.threads == 1) return strips;
-    return worker.piece(strips, rows < kManyRows ? kFewPieces : kManyPieces, kStripGrain);
+    const int64_t piece = worker.piece(strips, rows < kManyRows ? kFewPieces : kManyPieces, kStripGrain);
+    return rows > kPassingRows ? std::max(piece, kStripsToPass) : piece;
 }
 
 void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, Numerics numerics,

@@ -3,7 +3,7 @@
 namespace treadle::inference {
 namespace {
 
-constexpr int64_t kFloats = 32 * 1024;
+constexpr int64_t kFloats = 64 * 1024;
 
 }  // namespace
 
