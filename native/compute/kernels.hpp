@@ -180,16 +180,18 @@ inline constexpr int64_t kMassCols = int64_t{1} << 22;
 inline constexpr int64_t kMaximaBlock = 64;
 
 inline constexpr int64_t kMostPaired = 16;  // rows
-constexpr int64_t pair_elements(int64_t rows, int64_t cols) { return (rows + 3) / 4 * 4 * cols; }
+constexpr bool pairable(int64_t rows) { return 2 <= rows && rows <= kMostPaired; }
+constexpr int64_t pair_width(int64_t rows) { return (rows + 3) / 4 * 4; }
 
 struct Kernels {
     const char* name;
 
     // Activations in int8: per (row, block of 32) a f32 scale max|x| / 127, the quants, their sum. `rows` is the row count
-    // of the whole buffer (the layout depends on it); any thread may write any [row0, row1).  cols % 32 == 0.
+    // of the whole buffer (the layout depends on it); any thread may write any [row0, row1) and [col0, col1), both columns
+    // and `cols` multiples of 32. x begins at column col0 of row 0.
     int64_t (*quant_bytes)(int64_t rows, int64_t cols);
-    void (*quantise)(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
-                     std::byte* dst);
+    void (*quantise)(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t col0,
+                     int64_t col1, int64_t cols, std::byte* dst);
 
     // y[row, c] = epilogue(sum_k x[row, k] * w[c, k]) for all rows and the columns c of strips [strip0, strip1).
     // matmul_i8 takes quantised rows, matmul_f32 takes f32 rows and any packed type (weights dequantised exactly).
@@ -207,8 +209,8 @@ struct Kernels {
     void (*matmul_bf16)(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
                         const uint16_t* pairs, int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue,
                         std::byte* scratch);
-    // Few rows that meet many strips, as matmul_bf16 of some types reads them sooner than rows: [cols / 2][rows rounded up to
-    // 4][2], in pair_elements. cols % 32 == 0, 2 <= rows <= kMostPaired.
+    // Few rows that meet many strips, as matmul_bf16 of some types reads them sooner than rows: [cols / 2][pair_width][2].
+    // cols % 32 == 0, and the rows are pairable.
     bool (*takes_pairs)(DType type);
     void (*pair_bf16)(const uint16_t* x, int64_t ldx, int64_t rows, int64_t cols, uint16_t* pairs);
     // y[row, k] = sum_n x[row, n] * w[n, k] over all matrix rows n, weights dequantised exactly. w.rows is a multiple of

@@ -9,7 +9,7 @@ constexpr int64_t kRedundantRows = 4;
 // small where rows that come to the first cache for a piece meet all its strips there.
 constexpr int64_t kManyRows = 32, kPassingRows = 64;
 constexpr int64_t kManyPieces = 8, kFewPieces = 4;
-constexpr int64_t kStripsToPass = 8;
+constexpr int64_t kStripsToPass = 16;
 
 bool takes_i8(const PackedMatrix& w, Numerics numerics) {
     return numerics == Numerics::fast && !compute::is_float(w.type);
@@ -46,10 +46,10 @@ Fused bind_fused(const Instruction& in, size_t norm_slot, const char* name) {
     return {bind_norm(in.params[0], std::span(in.weights).subspan(norm_slot), in.inputs[0].cols), residual};
 }
 
-RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers,
+RowInput::RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool copies,
                    int64_t max_groups)
     : kernels_(&context.kernels), cols_(cols), max_rows_(max_rows), max_groups_(max_groups),
-      numerics_(context.numerics), norm_(norm), gathers_(gathers) {}
+      numerics_(context.numerics), norm_(norm), copies_(copies) {}
 
 void RowInput::serves(const PackedMatrix& w) {
     (takes_i8(w, numerics_) ? wants_i8_ : takes_bf16(w, numerics_) ? wants_bf16_ : wants_f32_) = true;
@@ -58,7 +58,7 @@ void RowInput::serves(const PackedMatrix& w) {
 
 RowInput::Forms RowInput::take(Carver& carver, int64_t rows, int64_t groups) const {
     Forms forms;
-    if (wants_f32_ && (norm_.present || gathers_)) forms.f32 = carver.take<float>(rows * cols_);
+    if (wants_f32_ && (norm_.present || copies_)) forms.f32 = carver.take<float>(rows * cols_);
     if (wants_i8_) forms.i8 = carver.take<std::byte>(i8_offset(rows, groups));
     if (wants_bf16_) forms.bf16 = carver.take<uint16_t>(rows * ld_bf16());
     return forms;
@@ -72,7 +72,7 @@ RowInput::Pieces RowInput::carve(Carver& team, Carver& own) const {
     if (norm_.present) pieces.row = own.take<float>(cols_);
     if (wants_pairs_)
         pieces.pairs =
-            own.take<uint16_t>(compute::pair_elements(std::min(max_rows_, compute::kMostPaired), cols_));
+            own.take<uint16_t>(compute::pair_width(std::min(max_rows_, compute::kMostPaired)) * cols_);
     return pieces;
 }
 
@@ -99,7 +99,7 @@ void RowInput::make(const float* x, int64_t ldx, Range range, std::span<const Ro
         }
         if (to.i8) {  // a leading dimension of 0 makes `source` the row of any number
             const int64_t at = r - groups[g].first;
-            kernels.quantise(source, 0, at, at + 1, groups[g].rows, cols_,
+            kernels.quantise(source, 0, at, at + 1, groups[g].rows, 0, cols_, cols_,
                              to.i8 + i8_offset(groups[g].first, static_cast<int64_t>(g)));
         }
         if (to.bf16) kernels.round_bf16(source, cols_, to.bf16 + r * ld_bf16());
@@ -139,11 +139,15 @@ ReadyRows RowInput::prepare(const float* x, int64_t ldx, int64_t rows, const int
     const RowGroup all{0, rows};
     const Pieces pieces = carve(team, own);
     ReadyRows made = ready(fill(x, ldx, {&all, 1}, gather, worker, pieces), x, ldx, all, 0);
-    if (wants_pairs_ && rows > 1 && rows <= compute::kMostPaired) {  // by every thread for itself
-        worker.kernels.pair_bf16(made.halves, made.ld_halves, rows, cols_, pieces.pairs);
-        made.pairs = pieces.pairs;
-    }
+    add_pairs(made, worker.kernels, pieces);
     return made;
+}
+
+// By every thread for itself.
+void RowInput::add_pairs(ReadyRows& rows, const Kernels& kernels, const Pieces& pieces) const {
+    if (!wants_pairs_ || !compute::pairable(rows.rows)) return;
+    kernels.pair_bf16(rows.halves, rows.ld_halves, rows.rows, cols_, pieces.pairs);
+    rows.pairs = pieces.pairs;
 }
 
 ReadyRows RowInput::prepare_alone(const float* x, int64_t ldx, int64_t rows, const Kernels& kernels,
@@ -178,6 +182,39 @@ RowInput::Grouped RowInput::prepare_groups(const float* x, int64_t ldx, int64_t 
     return grouped;
 }
 
+RowInput::Sink RowInput::sink(std::byte* shared) const {
+    Carver team(shared), own(nullptr);
+    Sink made;
+    made.input_ = this;
+    made.forms_ = carve(team, own).team;
+    return made;
+}
+
+void RowInput::Sink::put(RowGroup group, int64_t index, int64_t row, int64_t column, int64_t count,
+                         const float* values, const Kernels& kernels) const {
+    const RowInput& input = *input_;
+    if (forms_.i8)  // a leading dimension of 0 makes `values` the row of any number
+        kernels.quantise(values, 0, row, row + 1, group.rows, column, column + count, input.cols_,
+                         forms_.i8 + input.i8_offset(group.first, index));
+    if (forms_.bf16)
+        kernels.round_bf16(values, count, forms_.bf16 + (group.first + row) * input.ld_bf16() + column);
+}
+
+ReadyRows RowInput::sunk(const Sink& sink, int64_t rows, const Kernels& kernels, std::byte* scratch) const {
+    Carver team(nullptr), own(scratch);
+    ReadyRows made = ready(sink.forms_, nullptr, 0, {0, rows}, 0);
+    add_pairs(made, kernels, carve(team, own));
+    return made;
+}
+
+RowInput::Grouped RowInput::sunk_groups(const Sink& sink, std::span<const RowGroup> groups) const {
+    Grouped grouped;
+    grouped.input_ = this;
+    grouped.forms_ = sink.forms_;
+    grouped.groups_ = groups;
+    return grouped;
+}
+
 int64_t matmul_scratch(const BindContext& context, const PackedMatrix& w) {
     return context.kernels.matmul_scratch_bytes(w.cols);
 }
@@ -199,8 +236,11 @@ void multiply(const Product& product, Range strips, const ReadyRows& rows, const
 
 int64_t strip_piece(const Worker& worker, int64_t strips, int64_t rows) {
     if (worker.threads == 1) return strips;
-    const int64_t piece = worker.piece(strips, rows < kManyRows ? kFewPieces : kManyPieces, kStripGrain);
-    return rows > kPassingRows ? std::max(piece, kStripsToPass) : piece;
+    if (rows <= kPassingRows)
+        return worker.piece(strips, rows < kManyRows ? kFewPieces : kManyPieces, kStripGrain);
+    const int64_t share = (strips + worker.threads - 1) / worker.threads;
+    const int64_t pieces = std::max(int64_t{1}, share / kStripsToPass);
+    return (share + pieces * kStripGrain - 1) / (pieces * kStripGrain) * kStripGrain;
 }
 
 void multiply_all(std::span<const Product> products, const ReadyRows& rows, Worker& worker, Numerics numerics,

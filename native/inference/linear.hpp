@@ -89,8 +89,9 @@ class RowInput {
 
   public:
     RowInput() = default;
-    // `max_rows`, `max_groups`: of what is prepared at once.
-    RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool gathers,
+    // `max_rows`, `max_groups`: of what is prepared at once. `copies`: f32 rows are not read where they lie, because they are
+    // gathered, or because they come to a Sink.
+    RowInput(const BindContext& context, int64_t cols, int64_t max_rows, Norm norm, bool copies,
              int64_t max_groups = 1);
 
     // Every matrix that will read the rows is announced first: it decides which forms are made.
@@ -130,6 +131,27 @@ class RowInput {
                            const int32_t* gather, Worker& worker, std::byte* shared,
                            std::byte* scratch) const;
 
+    // Rows that an op makes itself: any thread puts columns of any row, whole blocks of them where a matrix takes int8, and
+    // after a barrier all are ready.
+    class Sink {
+      public:
+        // Columns of a row that follow `column` in f32, to be written before put() is called; null where no matrix takes them.
+        float* floats(RowGroup group, int64_t row, int64_t column) const {
+            return forms_.f32 ? forms_.f32 + (group.first + row) * input_->cols_ + column : nullptr;
+        }
+        // Columns [column, column + count) of row `row` of a group, to the other forms.
+        void put(RowGroup group, int64_t index, int64_t row, int64_t column, int64_t count,
+                 const float* values, const Kernels& kernels) const;
+
+      private:
+        friend class RowInput;
+        const RowInput* input_ = nullptr;
+        Forms forms_;
+    };
+    Sink sink(std::byte* shared) const;
+    ReadyRows sunk(const Sink& sink, int64_t rows, const Kernels& kernels, std::byte* scratch) const;
+    Grouped sunk_groups(const Sink& sink, std::span<const RowGroup> groups) const;
+
   private:
     struct Pieces {
         Forms team, own;
@@ -143,7 +165,13 @@ class RowInput {
     void make(const float* x, int64_t ldx, Range range, std::span<const RowGroup> groups,
               const int32_t* gather, const Kernels& kernels, const Forms& to, float* row) const;
     ReadyRows ready(const Forms& forms, const float* x, int64_t ldx, RowGroup group, int64_t index) const;
-    int64_t ld_bf16() const { return (cols_ + 1) / 2 * 2; }
+    void add_pairs(ReadyRows& rows, const Kernels& kernels, const Pieces& pieces) const;
+    // In lines, no multiple of four: 32 rows of a block of columns then lie in different sets of the first cache.
+    int64_t ld_bf16() const {
+        constexpr int64_t kLine = compute::kAlign / 2;
+        const int64_t lines = (cols_ + kLine - 1) / kLine;
+        return (lines % 4 == 0 ? lines + 2 : lines) * kLine;
+    }
     // Where a group's quants begin: aligned, whatever the groups before it.
     int64_t i8_offset(int64_t first, int64_t index) const {
         return (kernels_->quant_bytes(first, cols_) + compute::kAlign - 1) / compute::kAlign *
@@ -157,7 +185,7 @@ class RowInput {
     int64_t max_groups_ = 1;
     Numerics numerics_ = Numerics::fast;
     Norm norm_;
-    bool gathers_ = false;
+    bool copies_ = false;
     bool wants_i8_ = false;
     bool wants_bf16_ = false;
     bool wants_pairs_ = false;

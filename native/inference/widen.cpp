@@ -3,7 +3,7 @@
 namespace treadle::inference {
 namespace {
 
-constexpr int64_t kFloats = 64 * 1024;
+constexpr int64_t kFloats = 128 * 1024;
 
 }  // namespace
 
@@ -43,29 +43,31 @@ compute::ActivationParams activation_of(uint32_t kind, float alpha, float limit)
     throw BindError("activation " + std::to_string(kind) + " is unknown");
 }
 
-int64_t widen_floats(int64_t max_rows) { return std::max(kFloats, max_rows * compute::kStripRows); }
-
-int64_t widen_strips(int64_t floats, int64_t rows) {
-    const int64_t strips = floats / (rows * compute::kStripRows);
-    return std::max(int64_t{1}, strips / kStripGrain * kStripGrain);
+int64_t widen_floats(int64_t max_rows) {
+    return std::max(kFloats, max_rows * kStripGrain * compute::kStripRows);
 }
 
-void widen(const Widening& w, Range strips, const ReadyRows& rows, float* inner, float* scratch,
+int64_t widen_strips(int64_t floats, int64_t rows) {
+    return floats / (rows * kStripGrain * compute::kStripRows) * kStripGrain;
+}
+
+void widen(const Widening& w, Range strips, const ReadyRows& rows, const Inner& inner, float* scratch,
            const Kernels& kernels, Numerics numerics, std::byte* matmul) {
-    const int64_t ld = w.up.rows, column = strips.first * compute::kStripRows;
-    const int64_t width = std::min(strips.last * compute::kStripRows, ld) - column;
+    const int64_t column = strips.first * compute::kStripRows, end = strips.last * compute::kStripRows;
+    const int64_t width = std::min(end, w.up.rows) - column, ld = end - column;
     const bool gated = w.gate.rows != 0;
-    if (gated) {
-        multiply({&w.gate, inner, ld, {.bias = w.gate_bias}}, strips, rows, kernels, numerics, matmul);
-        // The kernel writes at the strip's own column: the piece's first column lies at scratch[0].
-        multiply({&w.up, scratch - column, width, {.bias = w.up_bias}}, strips, rows, kernels, numerics,
+    float* up = gated ? scratch + rows.rows * ld : scratch;
+    // A kernel writes at the strips' own columns: the piece's first column lies at the scratch's beginning.
+    if (gated)
+        multiply({&w.gate, scratch - column, ld, {.bias = w.gate_bias}}, strips, rows, kernels, numerics,
                  matmul);
-    } else {
-        multiply({&w.up, inner, ld, {.bias = w.up_bias}}, strips, rows, kernels, numerics, matmul);
-    }
+    multiply({&w.up, up - column, ld, {.bias = w.up_bias}}, strips, rows, kernels, numerics, matmul);
     for (int64_t r = 0; r < rows.rows; ++r) {
-        float* y = inner + r * ld + column;
-        kernels.activate(y, gated ? scratch + r * width : nullptr, width, w.activation, y);
+        float* made = scratch + r * ld;
+        float* to = inner.sink.floats(inner.group, r, column);
+        if (to == nullptr) to = made;
+        kernels.activate(made, gated ? up + r * ld : nullptr, width, w.activation, to);
+        inner.sink.put(inner.group, inner.index, r, column, width, to, kernels);
     }
 }
 

@@ -15,13 +15,20 @@ struct Widening {
     compute::ActivationParams activation{};
 };
 
-// Floats of the up projection that a thread holds at once, so that gate and up of a piece stay in its cache.
+// Floats of a projection that a thread holds at once, so that gate and up of a piece stay in its cache; a scratch holds both.
 int64_t widen_floats(int64_t max_rows);
-// Strips that fit in them, whole grains of them where there is more than one.
+// Strips that fit in them, in whole grains.
 int64_t widen_strips(int64_t floats, int64_t rows);
 
-// The columns of strips [strips) of inner [rows, up.rows]. scratch: rows * columns floats, not used without a gate.
-void widen(const Widening& w, Range strips, const ReadyRows& rows, float* inner, float* scratch,
+// Where the inner rows of a group go.
+struct Inner {
+    const RowInput::Sink& sink;
+    RowGroup group;
+    int64_t index;
+};
+
+// The columns of strips [strips), which begin with a whole grain, of the inner rows. scratch: 2 * rows * columns floats.
+void widen(const Widening& w, Range strips, const ReadyRows& rows, const Inner& inner, float* scratch,
            const Kernels& kernels, Numerics numerics, std::byte* matmul);
 
 }  // namespace treadle::inference

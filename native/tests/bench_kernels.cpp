@@ -49,7 +49,7 @@ void bench_gemm(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
     Buffer scratch(k.matmul_scratch_bytes(cols)), xq(k.quant_bytes(rows, std::max<int64_t>(cols, 32)));
     const Epilogue e;
     const bool quantised = !is_float(type);
-    if (quantised) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
+    if (quantised) k.quantise(x.data(), cols, 0, rows, rows, 0, cols, cols, xq.data());
     const double s = best_seconds([&] {
         if (quantised) k.matmul_i8(w.m, 0, w.m.strips(), xq.data(), rows, y.data(), n, e, scratch.data());
         else k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n, e, scratch.data());
@@ -70,7 +70,7 @@ void bench_gemv(const Kernels& k, DType type, int64_t n, int64_t cols, int64_t r
     std::vector<float> y(static_cast<size_t>(rows * n * count));
     Buffer scratch(k.matmul_scratch_bytes(cols)), xq(k.quant_bytes(rows, cols));
     const Epilogue e;
-    if (!is_float(type)) k.quantise(x.data(), cols, 0, rows, rows, cols, xq.data());
+    if (!is_float(type)) k.quantise(x.data(), cols, 0, rows, rows, 0, cols, cols, xq.data());
     const double s = best_seconds([&] {
         if (is_float(type))
             k.matmul_f32(w.m, 0, w.m.strips(), x.data(), cols, rows, y.data(), n * count, e, scratch.data());
@@ -92,9 +92,10 @@ void bench_rows(const Kernels& k) {
              for (int r = 0; r < 512; ++r)
                  k.rmsnorm(x.data() + r * 576, u.data(), 0, 1e-5f, 576, y.data() + r * 576);
          }));
-    show("quantise 512x576", best_seconds([&] { k.quantise(x.data(), 576, 0, 512, 512, 576, xq.data()); }));
+    show("quantise 512x576",
+         best_seconds([&] { k.quantise(x.data(), 576, 0, 512, 512, 0, 576, 576, xq.data()); }));
     show("quantise 512x1536",
-         best_seconds([&] { k.quantise(x.data(), 1536, 0, 512, 512, 1536, xq.data()); }));
+         best_seconds([&] { k.quantise(x.data(), 1536, 0, 512, 512, 0, 1536, 1536, xq.data()); }));
     show("silu * up 512x1536",
          best_seconds([&] { k.activate(x.data(), u.data(), 512 * 1536, {}, y.data()); }));
 }

@@ -34,18 +34,22 @@ Product multiply(const Kernels& k, const Packed& w, const Inputs& in, const Case
     Epilogue e;
     if (c.epilogue) e = {in.bias.data(), in.residual.data(), c.ldy, 0.625f};
     Buffer scratch(k.matmul_scratch_bytes(m.cols)), xq(quantised ? k.quant_bytes(c.rows, m.cols) : 64);
-    if (quantised) {  // written by uneven row ranges, last one first
-        const int64_t middle = c.rows / 3;
-        k.quantise(in.x.data() + 1, c.ldx, middle, c.rows, c.rows, m.cols, xq.data());
-        k.quantise(in.x.data() + 1, c.ldx, 0, middle, c.rows, m.cols, xq.data());
+    if (quantised) {  // written by uneven ranges of rows and columns, last ones first
+        const int64_t row = c.rows / 3, col = m.cols / 96 * 32;
+        const auto quantise = [&](int64_t row0, int64_t row1, int64_t col0, int64_t col1) {
+            k.quantise(in.x.data() + 1 + col0, c.ldx, row0, row1, c.rows, col0, col1, m.cols, xq.data());
+        };
+        quantise(row, c.rows, col, m.cols);
+        quantise(row, c.rows, 0, col);
+        quantise(0, row, 0, m.cols);
     }
     const int64_t ld_halves = (m.cols + 1) / 2 * 2;
     std::vector<uint16_t> halves(static_cast<size_t>(form == Form::bf16 ? c.rows * ld_halves : 0));
     if (form == Form::bf16)
         for (int64_t r = 0; r < c.rows; ++r)
             k.round_bf16(in.x.data() + 1 + r * c.ldx, m.cols, halves.data() + r * ld_halves);
-    const bool paired = k.takes_pairs(m.type) && c.rows > 1 && c.rows <= kMostPaired;
-    Buffer pairs(paired ? 2 * pair_elements(c.rows, m.cols) : 64);
+    const bool paired = k.takes_pairs(m.type) && pairable(c.rows);
+    Buffer pairs(paired ? 2 * pair_width(c.rows) * m.cols : 64);
     if (paired && form == Form::bf16)
         k.pair_bf16(halves.data(), ld_halves, c.rows, m.cols, reinterpret_cast<uint16_t*>(pairs.data()));
     for (int64_t i = 0; i < splits; ++i) {
@@ -178,6 +182,22 @@ void test_product(DType type, int64_t matrix_rows, int64_t cols, const std::vect
                       name + " " + k->name + ": a row alone differs");
             }
         }
+}
+
+// Many bf16 rows and columns, which pass in panels, against plain bit for bit.
+void test_panels(DType type, int64_t matrix_rows, int64_t cols, const std::vector<int64_t>& row_counts) {
+    const FileMatrix m = make_file(type, matrix_rows, cols, 3);
+    const Packed w(m);
+    for (const int64_t rows : row_counts) {
+        const Case c{rows, cols, matrix_rows + 1, rows % 2 == 0};
+        const Inputs in = make_inputs(m, c, static_cast<uint64_t>(rows));
+        const Product plain = multiply(*kernels_for("plain"), w, in, c, Form::bf16, 1);
+        for (const Kernels* k : supported_kernels())
+            for (const int64_t splits : {1, 2})
+                check(same_bits(multiply(*k, w, in, c, Form::bf16, splits), plain),
+                      "panels of type " + std::to_string(static_cast<int>(type)) + " rows " +
+                          std::to_string(rows) + " " + k->name + " is not plain's");
+    }
 }
 
 // Numbers on both sides of kSmallestBf16: no product or sum is below the normal range, where tiles would take it as 0.
@@ -391,6 +411,10 @@ int main() {
         check(!packable(type, 96) && packable(type, 512), "packable by 256");
     }
     check(kernels_for(kernels().name) == &kernels(), "the table that TREADLE_ISA asks for is there");
+    test_panels(DType::q4_1, 16 * 18 + 5, 1184, {33, 70});
+    test_panels(DType::q6_k, 16 * 3, 768, {513, 545});
+    test_panels(DType::bf16, 16 * 17, 1189, {40, 64});
+    test_panels(DType::f32, 16 * 2 + 1, 577, {47});
     test_small(DType::f32);
     test_small(DType::mxfp4);
     check(!packable(DType::i8, 256) && !packable(DType::f32, 0), "packable");

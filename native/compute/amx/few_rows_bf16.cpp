@@ -12,8 +12,6 @@ namespace {
 constexpr int64_t kPiece = 256;  // columns that are widened at a time and stay in the first cache
 static_assert(kMostPaired == 16, "a tile takes no more");
 
-int64_t width_of(int64_t rows) { return (rows + 3) / 4 * 4; }
-
 // Tiles 0 and 1 the sums of two strips, 4 and 5 the strips, 6 the rows as pairs of columns: [16 pairs][width].
 TileShapes few_shapes(int64_t width) {
     TileShapes shapes = whole_tiles();
@@ -33,6 +31,7 @@ TREADLE_INLINE void add_blocks(const uint16_t* first, const uint16_t* second, co
             "r"(second + i * kTile), "r"(pairs + i * 2 * kPairs * width), "r"(line), "r"(stride)
             : "memory");
 }
+
 using Sums = float[kStripRows * kMostPaired];  // [16 columns of a strip][16 rows]
 
 void write_sums(const Bf16Product& p, float* sums, int64_t col) {
@@ -87,7 +86,7 @@ void pair_tile(const uint16_t* x, int64_t ldx, int64_t rows, int64_t cols, uint1
 bool takes_pairs(DType type) { return four_bit_wideners(type).rows != nullptr; }
 
 void pair_bf16(const uint16_t* x, int64_t ldx, int64_t rows, int64_t cols, uint16_t* pairs) {
-    const int64_t width = width_of(rows);
+    const int64_t width = pair_width(rows);
     if (width == kMostPaired) pair_tile(x, ldx, rows, cols, pairs);
     else pair_rows(x, ldx, rows, cols, width, pairs);
 }
@@ -95,7 +94,7 @@ void pair_bf16(const uint16_t* x, int64_t ldx, int64_t rows, int64_t cols, uint1
 bool few_rows_bf16(const Bf16Product& p, int64_t strip0, int64_t strip1) {
     const WidenRows widen = four_bit_wideners(p.w.type).rows;
     if (widen == nullptr || p.rows > kMostPaired) return false;
-    const int64_t cols = p.w.cols, width = p.rows == 1 ? 1 : width_of(p.rows);
+    const int64_t cols = p.w.cols, width = p.rows == 1 ? 1 : pair_width(p.rows);
     uint16_t* widened = p.scratch;                        // [2][kPiece][16]
     const uint16_t* pairs = p.rows == 1 ? p.x : p.pairs;  // one row is its own pairs
     if (pairs == nullptr) {

@@ -10,6 +10,7 @@ const Kernels& table() {
     static const Kernels kTable = [] {
         Kernels k = avx512::table();
         k.name = TREADLE_ISA_NAME;
+        k.matmul_scratch_bytes = matmul_scratch_bytes;
         k.matmul_bf16 = matmul_bf16;
         k.takes_pairs = takes_pairs;
         k.pair_bf16 = pair_bf16;

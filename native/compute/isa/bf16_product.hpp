@@ -28,23 +28,9 @@ struct Bf16Product {
     uint16_t* scratch;  // of bf16_scratch_bytes
 
     TREADLE_METHOD const std::byte* strip(int64_t s) const { return w.data + s * w.strip_bytes; }
-    TREADLE_METHOD int64_t group() const {
-        return most(2, kStripsBytes / (2 * bf16_strip_elements(w.cols)) / 2 * 2);
-    }
     // Bytes to the strip `strips` further, 0 past the last.
     TREADLE_METHOD int64_t ahead(int64_t s, int64_t strips) const {
         return s + strips < w.strips() ? strips * w.strip_bytes : 0;
-    }
-    // Strips [first, end) of at most group() become what strip_columns() reads.
-    void widen_strips(int64_t first, int64_t end) const {
-        if (widen == nullptr) return;
-        for (int64_t s = first; s < end; ++s)
-            widen(strip(s), w.cols, 0, w.cols, ahead(s, 1),
-                  scratch + (s - first) * bf16_strip_elements(w.cols));
-    }
-    TREADLE_METHOD const uint16_t* strip_columns(int64_t first, int64_t s) const {
-        return widen == nullptr ? reinterpret_cast<const uint16_t*>(strip(s))
-                                : scratch + (s - first) * bf16_strip_elements(w.cols);
     }
 };
 

@@ -47,16 +47,16 @@ TREADLE_INLINE void quantise_blocks(const float* x, int64_t count, std::byte* re
     }
 }
 
-void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
-              std::byte* dst) {
-    const int64_t blocks = cols / kBlock;
+void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t col0,
+              int64_t col1, int64_t cols, std::byte* dst) {
+    const int64_t blocks = cols / kBlock, begin = col0 / kBlock, end = col1 / kBlock;
     std::byte* all_halves = dst + rows * blocks * kQuantRowBytes;
     for (int64_t r = row0; r < row1; ++r) {
         const int64_t first = r / kTileHeight * kTileHeight, height = least(kTileHeight, rows - first);
         std::byte* data = dst + first * blocks * kQuantRowBytes;
         std::byte* halves = all_halves + first * blocks * kHalvesRowBytes;
-        for (int64_t b = 0; b < blocks; b += 16)
-            quantise_blocks(x + r * ldx + b * kBlock, least(16, blocks - b),
+        for (int64_t b = begin; b < end; b += 16)
+            quantise_blocks(x + r * ldx + (b - begin) * kBlock, least(16, end - b),
                             data + b * height * kQuantRowBytes, halves + b * height * kHalvesRowBytes, height,
                             r - first);
     }

@@ -70,14 +70,23 @@ constexpr int kBf16Rows = kLanes == 16 ? 4 : 1;
 constexpr int kGroup = kLanes == 16 ? 2 : 1;  // strips of a register tile
 constexpr int64_t kRowChunk = 64;             // rows that pass a group of strips before the next group
 
+// Strip s of a group that begins with `first`, in bf16.
+const uint16_t* strip_columns(const Bf16Product& p, int64_t first, int64_t s) {
+    return p.widen == nullptr ? reinterpret_cast<const uint16_t*>(p.strip(s))
+                              : p.scratch + (s - first) * bf16_strip_elements(p.w.cols);
+}
+
 void vector_product(const Bf16Product& p, int64_t strip0, int64_t strip1) {
-    for (int64_t first = strip0; first < strip1; first += p.group()) {
-        const int64_t end = least(first + p.group(), strip1);
-        p.widen_strips(first, end);
+    const int64_t group = most(2, kStripsBytes / (2 * bf16_strip_elements(p.w.cols)) / 2 * 2);
+    for (int64_t first = strip0; first < strip1; first += group) {
+        const int64_t end = least(first + group, strip1);
+        for (int64_t s = first; p.widen != nullptr && s < end; ++s)
+            p.widen(p.strip(s), p.w.cols, 0, p.w.cols, p.ahead(s, 1),
+                    p.scratch + (s - first) * bf16_strip_elements(p.w.cols));
         for (int64_t row0 = 0; row0 < p.rows; row0 += kRowChunk)
             for (int64_t s = first; s < end; s += kGroup) {
                 const uint16_t* strips[kGroup];  // past the last strip: that one again, its results dropped
-                for (int i = 0; i < kGroup; ++i) strips[i] = p.strip_columns(first, least(s + i, end - 1));
+                for (int i = 0; i < kGroup; ++i) strips[i] = strip_columns(p, first, least(s + i, end - 1));
                 const int64_t col = s * kStripRows, row1 = least(row0 + kRowChunk, p.rows);
                 int64_t row = row0;
                 for (; row + kBf16Rows <= row1; row += kBf16Rows)
@@ -112,14 +121,14 @@ void pair_bf16(const uint16_t* /*x*/, int64_t /*ldx*/, int64_t /*rows*/, int64_t
 void matmul_bf16(const PackedMatrix& w, int64_t strip0, int64_t strip1, const uint16_t* x, int64_t ldx,
                  const uint16_t* /*pairs*/, int64_t rows, float* y, int64_t ldy, const Epilogue& epilogue,
                  std::byte* scratch) {
-    const Bf16Product p{w,
-                        x,
-                        ldx,
-                        nullptr,
-                        rows,
-                        {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
-                        bf16_widener(w.type),
-                        reinterpret_cast<uint16_t*>(scratch)};
+    const Bf16Product p{.w = w,
+                        .x = x,
+                        .ldx = ldx,
+                        .pairs = nullptr,
+                        .rows = rows,
+                        .out = {y, ldy, least(w.rows, strip1 * kStripRows), &epilogue},
+                        .widen = bf16_widener(w.type),
+                        .scratch = reinterpret_cast<uint16_t*>(scratch)};
     vector_product(p, strip0, strip1);
 }
 

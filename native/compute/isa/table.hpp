@@ -6,8 +6,8 @@
 namespace treadle::compute::TREADLE_ISA_NS {
 
 int64_t quant_bytes(int64_t rows, int64_t cols);
-void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t cols,
-              std::byte* dst);
+void quantise(const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t rows, int64_t col0,
+              int64_t col1, int64_t cols, std::byte* dst);
 int64_t matmul_scratch_bytes(int64_t cols);
 void matmul_i8(const PackedMatrix& w, int64_t strip0, int64_t strip1, const std::byte* xq, int64_t rows,
                float* y, int64_t ldy, const Epilogue& epilogue, std::byte* scratch);

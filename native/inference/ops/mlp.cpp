@@ -25,7 +25,7 @@ class MlpOp final : public Op {
         input_ = RowInput(context, x_.cols, context.limits.max_rows, fused.norm, false);
         input_.serves(widening_.up);
         if (widening_.gate.rows) input_.serves(widening_.gate);
-        inner_ = RowInput(context, inner, context.limits.max_rows, Norm{}, false);
+        inner_ = RowInput(context, inner, context.limits.max_rows, Norm{}, true);
         inner_.serves(down_);
     }
 
@@ -40,10 +40,10 @@ class MlpOp final : public Op {
         const Pieces p = carve(team, own);
         const ReadyRows rows =
             input_.prepare(x_.f32(), x_.cols, step.rows, nullptr, worker, p.input_team, p.input_own);
-        widen_all(rows, worker, p);
+        const RowInput::Sink sink = inner_.sink(p.inner_team);
+        widen_all(rows, sink, worker, p);
         worker.sync();
-        const ReadyRows inner =
-            inner_.prepare(p.inner, down_.cols, step.rows, nullptr, worker, p.inner_team, p.inner_own);
+        const ReadyRows inner = inner_.sunk(sink, step.rows, worker.kernels, p.inner_own);
         const Product product{&down_, y_.f32(), y_.cols, residual_.epilogue(down_bias_)};
         multiply_all({&product, 1}, inner, worker, context_.numerics, p.matmul);
     }
@@ -57,14 +57,13 @@ class MlpOp final : public Op {
 
   private:
     struct Pieces {
-        float *inner, *up;
+        float* widened;
         std::byte *input_team, *inner_team, *input_own, *inner_own, *matmul;
     };
 
     Pieces carve(Carver& team, Carver& own) const {
         Pieces p{};
-        p.inner = team.take<float>(context_.limits.max_rows * down_.cols);
-        if (widening_.gate.rows) p.up = own.take<float>(widen_floats(context_.limits.max_rows));
+        p.widened = own.take<float>(2 * widen_floats(context_.limits.max_rows));
         const Needs in = input_.needs(), inner = inner_.needs();
         p.input_team = team.take<std::byte>(in.shared);
         p.inner_team = team.take<std::byte>(inner.shared);
@@ -76,12 +75,13 @@ class MlpOp final : public Op {
     }
 
     // Pieces of whole strips: the activation follows its piece while it is in cache.
-    void widen_all(const ReadyRows& rows, Worker& worker, const Pieces& p) const {
+    void widen_all(const ReadyRows& rows, const RowInput::Sink& sink, Worker& worker, const Pieces& p) const {
         const int64_t strips = widening_.up.strips();
         const int64_t fits = widen_strips(widen_floats(context_.limits.max_rows), rows.rows);
         const int64_t piece = std::min(fits, strip_piece(worker, strips, rows.rows));
-        worker.each(strips, std::min(piece, kStripGrain), piece, [&](Range range) {
-            widen(widening_, range, rows, p.inner, p.up, worker.kernels, context_.numerics, p.matmul);
+        const Inner inner{sink, {0, rows.rows}, 0};
+        worker.each(strips, kStripGrain, piece, [&](Range range) {
+            widen(widening_, range, rows, inner, p.widened, worker.kernels, context_.numerics, p.matmul);
         });
     }
 

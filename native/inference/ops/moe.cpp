@@ -76,13 +76,15 @@ class MoeOp final : public Op {
             step.rows, p.experts, {p.groups, static_cast<size_t>(groups + (shared_.up.rows ? 1 : 0))}, p};
         work.input = input_.prepare_groups(rows.x, rows.ldx, rows.rows, work.groups, p.slot_row, worker,
                                            p.input.team, p.input.own);
-        widen_all(work, worker);
+        const RowInput::Sink inner = inner_.sink(p.inner_forms.team);
+        RowInput::Sink shared_inner;
+        if (shared_.up.rows) shared_inner = shared_inner_.sink(p.shared_forms.team);
+        widen_all(work, inner, shared_inner, worker);
         worker.sync();
-        work.inner = inner_.prepare_groups(p.inner, down_.cols, 0, work.groups.first(groups), nullptr, worker,
-                                           p.inner_forms.team, p.inner_forms.own);
+        work.inner = inner_.sunk_groups(inner, work.groups.first(groups));
         if (shared_.up.rows)
-            work.shared_inner = shared_inner_.prepare(p.shared_inner, shared_down_.cols, step.rows, nullptr,
-                                                      worker, p.shared_forms.team, p.shared_forms.own);
+            work.shared_inner =
+                shared_inner_.sunk(shared_inner, step.rows, worker.kernels, p.shared_forms.own);
         narrow_all(work, worker);
     }
 
@@ -99,7 +101,7 @@ class MoeOp final : public Op {
         std::byte *team, *own;
     };
     struct Pieces {
-        float *logits, *shared_logits, *inner, *shared_inner;
+        float *logits, *shared_logits;
         int32_t *chosen_team, *chosen_own;  // [rows, chosen]
         float *weights_team, *weights_own;
         // Each thread makes these for itself. A slot is a row at one of its experts, slots ascend by expert, then row.
@@ -118,7 +120,7 @@ class MoeOp final : public Op {
         const Pieces& p;
         RowInput::Grouped input{}, inner{};
         ReadyRows shared_inner{};
-        int64_t routed() const { return static_cast<int64_t>(groups.size()) - (p.shared_inner ? 1 : 0); }
+        int64_t routed() const { return static_cast<int64_t>(groups.size()) - (p.shared_forms.team ? 1 : 0); }
     };
 
     void bind_experts(const std::vector<Weight>& w, const contract::MoEParams& params) {
@@ -160,10 +162,10 @@ class MoeOp final : public Op {
             RowInput(context_, x_.cols, max_slots() + (shared_.up.rows ? rows : 0), Norm{}, true, groups);
         for (const PackedMatrix* w : {&experts_.gate, &experts_.up, &shared_.gate, &shared_.up})
             if (w->rows) input_.serves(*w);
-        inner_ = RowInput(context_, down_.cols, max_slots(), Norm{}, false, groups);
+        inner_ = RowInput(context_, down_.cols, max_slots(), Norm{}, true, groups);
         inner_.serves(down_);
         if (!shared_.up.rows) return;
-        shared_inner_ = RowInput(context_, shared_down_.cols, rows, Norm{}, false);
+        shared_inner_ = RowInput(context_, shared_down_.cols, rows, Norm{}, true);
         shared_inner_.serves(shared_down_);
     }
 
@@ -176,8 +178,6 @@ class MoeOp final : public Op {
         Pieces p{};
         p.logits = team.take<float>(rows * router_.experts());
         p.shared_logits = team.take<float>(rows);
-        p.inner = team.take<float>(slots * down_.cols);
-        if (shared) p.shared_inner = team.take<float>(rows * shared_down_.cols);
         p.chosen_team = team.take<int32_t>(slots);
         p.weights_team = team.take<float>(slots);
         p.chosen_own = own.take<int32_t>(few * chosen);
@@ -187,7 +187,7 @@ class MoeOp final : public Op {
         p.experts = own.take<int32_t>(router_.experts());
         p.ends = own.take<int32_t>(router_.experts());
         p.groups = own.take<RowGroup>(router_.experts() + 1);
-        p.scratch = own.take<float>(widen_floats(rows));
+        p.scratch = own.take<float>(2 * widen_floats(rows));
         p.bias = own.take<float>(std::max(down_.rows, down_.cols) + compute::kStripRows);
         p.other_bias = own.take<float>(down_.cols + compute::kStripRows);
         p.route = own.take<std::byte>(router_.scratch_bytes());
@@ -294,7 +294,8 @@ class MoeOp final : public Op {
             body(Range{strips.first, std::min(strips.last, strips.first + fits)});
     }
 
-    void widen_all(const Work& work, Worker& worker) const {
+    void widen_all(const Work& work, const RowInput::Sink& inner, const RowInput::Sink& shared_inner,
+                   Worker& worker) const {
         const int64_t routed = work.routed();
         const int64_t total = routed * experts_.up.strips() + shared_.up.strips();
         worker.each(total, kStripGrain, strip_piece(worker, total, work.rows), [&](Range range) {
@@ -302,16 +303,16 @@ class MoeOp final : public Op {
                 const RowGroup& rows = work.groups[static_cast<size_t>(group)];
                 each_fit(strips, rows.rows, [&](Range piece) {
                     if (group == routed)
-                        widen(shared_, piece, work.input.group(group), work.p.shared_inner, work.p.scratch,
-                              worker.kernels, context_.numerics, work.p.matmul);
-                    else widen_expert(work, group, piece, worker);
+                        widen(shared_, piece, work.input.group(group), {shared_inner, {0, rows.rows}, 0},
+                              work.p.scratch, worker.kernels, context_.numerics, work.p.matmul);
+                    else widen_expert(work, {inner, rows, group}, piece, worker);
                 });
             });
         });
     }
 
-    void widen_expert(const Work& work, int64_t group, Range strips, Worker& worker) const {
-        const int32_t expert = work.experts[group];
+    void widen_expert(const Work& work, const Inner& inner, Range strips, Worker& worker) const {
+        const int32_t expert = work.experts[inner.index];
         const int64_t column = strips.first * compute::kStripRows;
         const int64_t width = std::min(strips.last * compute::kStripRows, down_.cols) - column;
         Widening w = experts_;
@@ -319,9 +320,8 @@ class MoeOp final : public Op {
         w.up = nth(experts_.up, expert);
         w.gate_bias = bias(gate_bias_, expert, column, width, worker.kernels, work.p.bias);
         w.up_bias = bias(up_bias_, expert, column, width, worker.kernels, work.p.other_bias);
-        widen(w, strips, work.input.group(group),
-              work.p.inner + work.groups[static_cast<size_t>(group)].first * down_.cols, work.p.scratch,
-              worker.kernels, context_.numerics, work.p.matmul);
+        widen(w, strips, work.input.group(inner.index), inner, work.p.scratch, worker.kernels,
+              context_.numerics, work.p.matmul);
     }
 
     void narrow_all(const Work& work, Worker& worker) const {
