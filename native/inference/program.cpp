@@ -1,6 +1,7 @@
 #include "inference/program.hpp"
 
 #include <chrono>
+#include <numeric>
 
 namespace treadle::inference {
 namespace {
@@ -52,6 +53,14 @@ void Program::set_workspace(std::byte* workspace, int64_t bytes) {
     shared_ = workspace + carver.used();
 }
 
+int64_t Program::block_rows(int64_t rows) const {
+    constexpr int64_t kFewest = 16;
+    int64_t height = compute::kAttendRows;
+    if (pool_->threads() == 1) return height;
+    while (height > kFewest && 4 * rows < 3 * height * pool_->threads()) height /= 2;
+    return height;
+}
+
 Step Program::prepare(const contract::ExecutionContext& c) {
     Step step;
     step.batch = static_cast<int64_t>(c.query_lens.size());
@@ -66,6 +75,7 @@ Step Program::prepare(const contract::ExecutionContext& c) {
         throw StepError("positions, state_slots or page_table do not match the batch");
     }
     blocks_.clear();
+    const int64_t height = block_rows(std::accumulate(c.query_lens.begin(), c.query_lens.end(), int64_t{0}));
     for (int64_t i = 0; i < step.batch; ++i) {
         const int64_t query = c.query_lens[i], position = c.positions[i];
         if (query < 1 || position < 0 || position + query > limits_.max_seq_len ||
@@ -78,9 +88,9 @@ Step Program::prepare(const contract::ExecutionContext& c) {
             row_slot_[step.rows + r] = static_cast<int32_t>(i);
             row_position_[step.rows + r] = static_cast<int32_t>(position + r);
         }
-        for (int64_t r = 0; r < query; r += compute::kAttendRows) {
+        for (int64_t r = 0; r < query; r += height) {
             blocks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(step.rows + r),
-                               static_cast<int32_t>(std::min(compute::kAttendRows, query - r)),
+                               static_cast<int32_t>(std::min(height, query - r)),
                                static_cast<int32_t>(position + r)});
         }
         step.rows += query;

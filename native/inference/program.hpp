@@ -44,6 +44,8 @@ class Program {
         std::unique_ptr<Op> op;
     };
 
+    // The height of a step's row blocks: less where there would be too few for the threads to end together.
+    int64_t block_rows(int64_t rows) const;
     Step prepare(const contract::ExecutionContext& context);
     void walk(int thread, const Step& step, OpRun* runs);
     void count(const Step& step, Counters& counters) const;
