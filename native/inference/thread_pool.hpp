@@ -25,7 +25,7 @@ struct ForkError : std::runtime_error {
 // watched, halves with every one that does not.
 class Patience {
   public:
-    static constexpr int64_t kLeast = 2'000, kMost = 50'000;
+    static constexpr int64_t kLeast = 2'000, kMost = 300'000;
 
     int64_t ns() const { return ns_.load(std::memory_order_relaxed); }
     void learn(bool rewarded) {
