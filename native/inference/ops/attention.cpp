@@ -1,10 +1,12 @@
 // multihead_attention and its fusion with the norm before and the residual after it.
 //
 // A step has these phases, with a barrier between them:
-//   1 rows made ready, then q, k, v (and gate) products     2 norms, rope, KV write of every new row (norms of
+//   1 rows made ready, then q, k, v (and gate) products     2 norms, rope, KV write of every new key (norms of
 //                                                             whole projections in a phase of their own)
-//   3 attention of each (row block, kv head)                4 output product with bias and residual
-// Where every (slot, kv head) is one item, 2 and 3 are done by the same thread without a barrier between.
+//   3 attention of each (row block, kv heads), in the       4 output product with bias and residual
+//     form that the output product takes
+// Queries get their norms and rope at the beginning of 3, or in 2 where several threads read them. Where every (slot, kv
+// head) is one item, 2 and 3 are done by the same thread without a barrier between.
 // An op without state keeps the keys and values of the step's rows in pages of its workspace.
 #include <cmath>
 #include <numeric>
@@ -52,7 +54,7 @@ class AttentionOp final : public Op {
         input_ = RowInput(context, x_.cols, context.limits.max_rows, fused.norm, false);
         for (const PackedMatrix* w : {&q_, &k_, &v_}) input_.serves(*w);
         if (gate_.rows != 0) input_.serves(gate_);
-        output_ = RowInput(context, o_.cols, context.limits.max_rows, Norm{}, false);
+        output_ = RowInput(context, o_.cols, context.limits.max_rows, Norm{}, true);
         output_.serves(o_);
     }
 
@@ -76,10 +78,10 @@ class AttentionOp final : public Op {
             norm_rows(step, worker, pieces);
             worker.sync();
         }
-        attend(step, worker, pieces);
+        const Output output{output_.sink(pieces.output_team), {0, step.rows}};
+        attend(step, worker, pieces, output);
         worker.sync();
-        const ReadyRows rows = output_.prepare(pieces.attended, o_.cols, step.rows, nullptr, worker,
-                                               pieces.output_team, pieces.output_own);
+        const ReadyRows rows = output_.sunk(output.sink, step.rows, worker.kernels, pieces.output_own);
         const Product product{&o_, y_.f32(), y_.cols, residual_.epilogue(o_bias_)};
         multiply_all({&product, 1}, rows, worker, context_.numerics, pieces.matmul);
     }
@@ -102,8 +104,17 @@ class AttentionOp final : public Op {
         std::byte* arena;
         const int32_t* table;
     };
+    struct Output {
+        RowInput::Sink sink;
+        RowGroup all;
+    };
+    // Where the heads of an item are attended to: the sink's f32 rows, or a thread's scratch. `out` is the first row's head 0.
+    struct Attended {
+        float* out;
+        int64_t ld;
+    };
     struct Pieces {
-        float *q, *k, *v, *gate, *attended, *parts;
+        float *q, *k, *v, *gate, *parts, *attended;
         std::byte *pages, *input_team, *output_team, *input_own, *output_own, *attend, *matmul;
     };
 
@@ -137,6 +148,8 @@ class AttentionOp final : public Op {
         attention_.left = p.window ? p.window - 1 : compute::kUnbounded;
         attention_.right = p.causal ? 0 : attention_.left;
         group_ = p.num_heads / p.num_kv_heads;
+        width_ = group_ * p.v_head_dim;
+        unit_ = std::lcm(width_, compute::kBlock) / width_;
         whole_norm_ = static_cast<QKNorm>(p.qk_norm) == QKNorm::rms_whole;
     }
 
@@ -173,7 +186,6 @@ class AttentionOp final : public Op {
         p.k = team.take<float>(rows * k_.rows);
         p.v = team.take<float>(rows * v_.rows);
         p.gate = team.take<float>(rows * gate_.rows);
-        p.attended = team.take<float>(rows * o_.cols);
         const int64_t splits = (context_.limits.max_seq_len + compute::kSplit - 1) / compute::kSplit;
         const int64_t split_rows = state_.data ? kSplitRows : 0;  // without state few rows are short
         p.parts = team.take<float>(split_rows * params_.num_heads * splits *
@@ -184,6 +196,7 @@ class AttentionOp final : public Op {
         p.output_team = team.take<std::byte>(out.shared);
         p.input_own = own.take<std::byte>(in.thread);
         p.output_own = own.take<std::byte>(out.thread);
+        p.attended = own.take<float>(compute::kAttendRows * unit_ * width_);
         p.attend = own.take<std::byte>(compute::attend_scratch_bytes(attention_));
         p.matmul = own.take<std::byte>(std::max(matmul_scratch(context_, q_), matmul_scratch(context_, o_)));
         return p;
@@ -199,38 +212,57 @@ class AttentionOp final : public Op {
         multiply_all(std::span(products, gate_.rows ? 4 : 3), rows, worker, context_.numerics, p.matmul);
     }
 
-    void attend(const Step& step, Worker& worker, const Pieces& p) const {
-        const int64_t kv_heads = params_.num_kv_heads;
+    int64_t units() const { return (params_.num_kv_heads + unit_ - 1) / unit_; }
+    Range heads_of(int64_t unit) const {
+        return {unit * unit_, std::min((unit + 1) * unit_, int64_t{params_.num_kv_heads})};
+    }
+
+    Attended attended(const Pieces& p, const Output& output, const RowBlock& block, int64_t head) const {
+        if (float* rows = output.sink.floats(output.all, block.first_row, 0)) return {rows, o_.cols};
+        return {p.attended - head * width_, unit_ * width_};
+    }
+
+    void attend(const Step& step, Worker& worker, const Pieces& p, const Output& output) const {
         if (step.rows <= kSplitRows && step.longest_sequence > compute::kSplit) {
-            write_rows(step, worker, p);
+            each_row(step, worker, [&](int64_t row, int64_t head) {
+                shape_queries(step, worker.kernels, p, row, head);
+                write_row(step, worker.kernels, p, row, head);
+            });
             worker.sync();
-            attend_split(step, worker, p);
+            attend_split(step, worker, p, output);
             return;
         }
         const bool one_item_each = static_cast<int64_t>(step.blocks.size()) == step.batch;
         if (!one_item_each) {
-            write_rows(step, worker, p);
+            each_row(step, worker,
+                     [&](int64_t row, int64_t head) { write_row(step, worker.kernels, p, row, head); });
             worker.sync();
         }
         // Head by head, so that every thread's share has long and short blocks, and blocks beside each other share keys.
         const auto blocks = static_cast<int64_t>(step.blocks.size());
-        worker.each(blocks * kv_heads, 1, [&](Range range) {
+        worker.each(blocks * units(), 1, [&](Range range) {
             const RowBlock& block = step.blocks[range.first % blocks];
-            const int64_t head = range.first / blocks, next = range.first + 1;
-            compute::AttendRows rows = rows_of(step, p, block);
-            if (next < blocks * kv_heads)
-                rows.next = keys_of(step, p, step.blocks[next % blocks], next / blocks);
-            if (one_item_each) {
-                for (int32_t r = block.first_row; r < block.first_row + block.rows; ++r)
-                    write_row(step, worker, p, r, head);
+            const Range heads = heads_of(range.first / blocks);
+            const Attended to = attended(p, output, block, heads.first);
+            compute::AttendRows rows = rows_of(step, p, block, to);
+            for (int64_t head = heads.first; head < heads.last; ++head) {
+                for (int32_t r = block.first_row; r < block.first_row + block.rows; ++r) {
+                    shape_queries(step, worker.kernels, p, r, head);
+                    if (one_item_each) write_row(step, worker.kernels, p, r, head);
+                }
+                const int64_t next = range.first + 1;
+                if (head + 1 < heads.last) rows.next = keys_of(step, p, block, head + 1);
+                else if (next < blocks * units())
+                    rows.next = keys_of(step, p, step.blocks[next % blocks], heads_of(next / blocks).first);
+                else rows.next = nullptr;
+                worker.kernels.attend(attention_, rows, head, p.attend);
             }
-            worker.kernels.attend(attention_, rows, head, p.attend);
-            finish(worker.kernels, p, block, head);
+            finish(worker.kernels, p, output, block, heads, to);
         });
     }
 
-    // Few rows over long sequences: (block, kv head, split) items, then a merge of each (block, kv head).
-    void attend_split(const Step& step, Worker& worker, const Pieces& p) const {
+    // Few rows over long sequences: (block, kv head, split) items, then a merge of each (block, kv heads).
+    void attend_split(const Step& step, Worker& worker, const Pieces& p, const Output& output) const {
         const int64_t kv_heads = params_.num_kv_heads;
         const int64_t part = compute::attend_part_floats(attention_);
         const int64_t splits = (context_.limits.max_seq_len + compute::kSplit - 1) / compute::kSplit;
@@ -242,7 +274,7 @@ class AttentionOp final : public Op {
             const int64_t item = one.first;
             const RowBlock& block = step.blocks[item / splits / kv_heads];
             const int64_t head = item / splits % kv_heads, split = item % splits;
-            compute::AttendRows rows = rows_of(step, p, block);
+            compute::AttendRows rows = rows_of(step, p, block, {});
             if (item / splits + 1 < heads)
                 rows.next = keys_of(step, p, step.blocks[(item / splits + 1) / kv_heads],
                                     (item / splits + 1) % kv_heads);
@@ -251,13 +283,14 @@ class AttentionOp final : public Op {
             worker.kernels.attend_part(attention_, rows, head, split, parts_of(block, head), p.attend);
         });
         worker.sync();
-        worker.each(heads, 1, [&](Range one) {
-            const int64_t item = one.first;
-            const RowBlock& block = step.blocks[item / kv_heads];
-            const int64_t head = item % kv_heads;
-            worker.kernels.attend_merge(attention_, rows_of(step, p, block), head, parts_of(block, head),
-                                        p.attend);
-            finish(worker.kernels, p, block, head);
+        worker.each(static_cast<int64_t>(step.blocks.size()) * units(), 1, [&](Range one) {
+            const RowBlock& block = step.blocks[one.first / units()];
+            const Range unit = heads_of(one.first % units());
+            const Attended to = attended(p, output, block, unit.first);
+            for (int64_t head = unit.first; head < unit.last; ++head)
+                worker.kernels.attend_merge(attention_, rows_of(step, p, block, to), head,
+                                            parts_of(block, head), p.attend);
+            finish(worker.kernels, p, output, block, unit, to);
         });
     }
 
@@ -275,24 +308,27 @@ class AttentionOp final : public Op {
         });
     }
 
-    void write_rows(const Step& step, Worker& worker, const Pieces& p) const {
+    // Calls body(row, kv head) for all of them.
+    template <typename Body>
+    void each_row(const Step& step, Worker& worker, Body&& body) const {
         const int64_t kv_heads = params_.num_kv_heads;
         const int64_t count = step.rows * kv_heads;
         worker.each(count, worker.piece(count, 4), [&](Range range) {
-            for (int64_t i = range.first; i < range.last; ++i)
-                write_row(step, worker, p, i / kv_heads, i % kv_heads);
+            for (int64_t i = range.first; i < range.last; ++i) body(i / kv_heads, i % kv_heads);
         });
     }
 
-    // Norms and rotates one row's heads of one kv group, and writes its key and value into the slot's page.
-    void write_row(const Step& step, const Worker& worker, const Pieces& p, int64_t row,
-                   int64_t kv_head) const {
-        const Kernels& k = worker.kernels;
+    // Norms and rotates a row's queries of one kv group: where it can be by the thread that will read them.
+    void shape_queries(const Step& step, const Kernels& k, const Pieces& p, int64_t row,
+                       int64_t kv_head) const {
+        for (int64_t h = kv_head * group_; h < (kv_head + 1) * group_; ++h)
+            shape_head(k, step, row, p.q + row * q_.rows + h * params_.head_dim, q_norm_, h);
+    }
+
+    // Norms and rotates a row's key, and writes it and its value into the slot's page.
+    void write_row(const Step& step, const Kernels& k, const Pieces& p, int64_t row, int64_t kv_head) const {
         float* key = p.k + row * k_.rows;
         float* value = p.v + row * v_.rows;
-        for (int64_t h = kv_head * group_; h < (kv_head + 1) * group_; ++h) {
-            shape_head(k, step, row, p.q + row * q_.rows + h * params_.head_dim, q_norm_, h);
-        }
         shape_head(k, step, row, key + kv_head * params_.head_dim, k_norm_, kv_head);
         clip(value + kv_head * params_.v_head_dim, params_.v_head_dim);
         const int64_t slot = step.row_slot[row], position = step.row_position[row];
@@ -327,13 +363,13 @@ class AttentionOp final : public Op {
         for (int64_t i = 0; i < n; ++i) x[i] = std::min(std::max(x[i], -params_.qkv_clip), params_.qkv_clip);
     }
 
-    compute::AttendRows rows_of(const Step& step, const Pieces& p, const RowBlock& block) const {
+    compute::AttendRows rows_of(const Step& step, const Pieces& p, const RowBlock& block, Attended to) const {
         const int64_t slot = block.slot;
         const SlotPages pages = pages_of(step, p, slot);
         return {.q = p.q + block.first_row * q_.rows,
                 .ldq = q_.rows,
-                .out = p.attended + block.first_row * o_.cols,
-                .ldo = o_.cols,
+                .out = to.out,
+                .ldo = to.ld,
                 .rows = block.rows,
                 .position = block.position,
                 .kv_len = step.positions[slot] + step.query_lens[slot],
@@ -358,14 +394,17 @@ class AttentionOp final : public Op {
         return {p.pages, own_pages_.data() + step.slot_row[slot] / kOwnPage + slot};
     }
 
-    // The output gate of one group of heads.
-    void finish(const Kernels& k, const Pieces& p, const RowBlock& block, int64_t kv_head) const {
-        if (gate_.rows == 0) return;
-        const int64_t width = group_ * params_.v_head_dim;
-        for (int64_t r = block.first_row; r < block.first_row + block.rows; ++r) {
-            float* out = p.attended + r * o_.cols + kv_head * width;
-            k.activate(p.gate + r * o_.cols + kv_head * width, out, width,
-                       {.kind = compute::Activation::sigmoid}, out);
+    // The output gate, and the rows' way to the output product.
+    void finish(const Kernels& k, const Pieces& p, const Output& output, const RowBlock& block, Range heads,
+                Attended made) const {
+        const int64_t column = heads.first * width_, width = (heads.last - heads.first) * width_;
+        for (int64_t i = 0; i < block.rows; ++i) {
+            const int64_t row = block.first_row + i;
+            float* out = made.out + i * made.ld + column;
+            if (gate_.rows != 0)
+                k.activate(p.gate + row * o_.cols + column, out, width,
+                           {.kind = compute::Activation::sigmoid}, out);
+            output.sink.put(output.all, 0, row, column, width, out, k);
         }
     }
 
@@ -384,7 +423,9 @@ class AttentionOp final : public Op {
     std::vector<int32_t> own_pages_;  // 0, 1, ...: pages of the workspace
     Register x_, y_;
     Residual residual_;
-    int64_t group_ = 1;
+    int64_t group_ = 1;  // query heads of a kv head
+    int64_t width_ = 0;  // columns of the values of such a group
+    int64_t unit_ = 1;   // kv heads of an item, so that it makes whole blocks of columns
     bool whole_norm_ = false;
     PackedMatrix q_{}, k_{}, v_{}, o_{}, gate_{};
     const float *q_bias_ = nullptr, *k_bias_ = nullptr, *v_bias_ = nullptr, *o_bias_ = nullptr;
